@@ -1,0 +1,68 @@
+# Every command of the project. One environment, .venv, holds either the serving set or the development set around it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Hosts with an NVIDIA driver also get the CUDA libraries. Asking nvidia-smi takes a second where it works, hence the
+# file first; WSL has no such file.
+CUDA := $(if $(wildcard /proc/driver/nvidia/version),-cuda,$(shell nvidia-smi >/dev/null 2>&1 && echo -cuda))
+
+# A stamp stands for "this set is installed in these versions": nothing is installed again until a requirement changes.
+SERVE_STAMP := $(VENV)/.installed-serve$(CUDA)
+DEV_STAMP := $(VENV)/.installed-dev$(CUDA)
+SERVE_SET := requirements/serve$(CUDA).txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements/constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup serve test check bench bundles constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(DEV_STAMP) ## install everything that development needs into .venv
+
+serve: $(SERVE_STAMP) ## run the service with the bundles in bundles/, installing only what serving needs
+	@exec $(BIN)/python -m service
+
+test: $(DEV_STAMP) ## run all tests but those marked gpu, multi_gpu or slow
+	$(BIN)/python -m pytest
+
+check: $(DEV_STAMP) ## lint, formatting, types, import layers, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/docs
+
+bench: $(DEV_STAMP) ## measure the service beside its peers
+	$(BIN)/python -m benchmarks
+
+# glibc would give every step's buffers back to Linux and fault them in again; kept, training on CPU is a quarter faster.
+bundles: export MALLOC_MMAP_MAX_ := 0
+bundles: export MALLOC_TRIM_THRESHOLD_ := 100000000000
+bundles: export MALLOC_TOP_PAD_ := 200000000
+bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
+	$(BIN)/python -m training paca-vit-micro-cifar10
+	$(BIN)/python -m export build/training/paca-vit-micro-cifar10
+
+constraints: $(BIN)/python ## pin every package at its latest version that fits
+	$(BIN)/python requirements/pin.py > requirements/constraints.new
+	mv requirements/constraints.new requirements/constraints.txt
+
+clean: ## remove what tools left behind; keeps .venv, and build/ with its training runs
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python %d.%d came, 3.11 or later is needed: make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(SERVE_STAMP): $(SERVE_SET) requirements/serve.txt requirements/serve-base.txt requirements/constraints.txt | $(BIN)/python
+	$(INSTALL) --requirement $(SERVE_SET)
+	touch $@
+
+$(DEV_STAMP): requirements/dev.txt $(SERVE_SET) requirements/serve.txt requirements/serve-base.txt requirements/constraints.txt | $(BIN)/python
+	$(INSTALL) --requirement requirements/dev.txt --requirement $(SERVE_SET)
+	touch $@ $(SERVE_STAMP)

@@ -1,0 +1,336 @@
+"""PaCa-ViT: a pyramid vision transformer whose patches attend to a few learned clusters.
+
+Source: Grainger et al. 2023, "PaCa-ViT: Learning Patch-to-Cluster Attention in Vision Transformers"; checked against
+the official code (github.com/iVMCL/PaCaViT @4307018).
+Differs: the strides of the stem are settings, so that small pictures have a variant; residual branches end in zero
+weights at initialisation, so that training from scratch starts at the identity; convolutions start as torch makes them.
+Deliberately absent: linear clustering, teacher-made clusters, position embeddings (of tokens and of clusters), layer
+scale, MLPs without convolution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import full_attention
+from models.clustering import soft_assignment
+from models.layers import ConvMlp, DropPath, map_to_tokens, tokens_to_map
+
+NORM_EPS = 1e-6  # the official code's default for every LayerNorm; all shipped configs keep it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaCaViTConfig:
+    """Numbers that differ between variants; each tuple has one entry per stage.
+
+    Attributes:
+        dims: E.
+        num_heads: H, divides E.
+        depths: blocks.
+        mlp_ratios: hidden width over E, of the MLP and of the MLP clustering.
+        num_clusters: C; 0 means full attention between patches.
+        clustering: how scores are made, by a convolution or an MLP.
+        clustering_kernel_sizes: of the convolutional clustering, odd.
+        onsite_clustering: i > 0: every i-th block of the stage, the first included, makes its own assignment and the
+            blocks between reuse the latest; 0: only the first block does.
+        stem_strides: of the two convolutions before stage 1.
+        norm1_eps, norm2_eps, cluster_norm_eps: of the norms before attention, before the MLP and on the clusters.
+        drop_path: stochastic depth of the last block; rises linearly from 0.
+    """
+
+    dims: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_clusters: tuple[int, ...]
+    mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
+    clustering: Literal["conv", "mlp"] = "conv"
+    clustering_kernel_sizes: tuple[int, ...] = (7, 7, 7, 7)
+    onsite_clustering: tuple[int, ...] = (0, 0, 0, 0)
+    stem_strides: tuple[int, int] = (2, 2)
+    norm1_eps: float = NORM_EPS
+    norm2_eps: float = NORM_EPS
+    cluster_norm_eps: float = NORM_EPS
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit together.
+
+        Raises: ValueError naming the setting.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, tuple) and name != "stem_strides" and len(value) != len(self.dims):
+                raise ValueError(f"{name} has {len(value)} entries; dims has {len(self.dims)} stages")
+        for dim, heads in zip(self.dims, self.num_heads, strict=True):
+            if dim % heads:
+                raise ValueError(f"num_heads={heads} must divide model_dim={dim}")
+
+
+class ConvClustering(nn.Module):
+    """Scores from a depthwise convolution and two pointwise layers.
+
+    Args:
+        dim: E.
+        num_clusters: C.
+        kernel_size: of the depthwise convolution, odd.
+    """
+
+    def __init__(self, dim: int, num_clusters: int, *, kernel_size: int) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"clustering kernel size={kernel_size} must be odd to keep the grid")
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.hidden = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, num_clusters, bias=False)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, E) on the grid (Y, X) → scores (B, N, C)."""
+        x = map_to_tokens(self.conv(tokens_to_map(x, grid)))
+        return self.out(F.gelu(self.hidden(F.gelu(x))))
+
+
+class MlpClustering(nn.Module):
+    """Scores from a two-layer MLP on each token alone.
+
+    Args:
+        dim: E.
+        num_clusters: C.
+        hidden_dim: width of the hidden layer.
+    """
+
+    def __init__(self, dim: int, num_clusters: int, *, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden_dim)
+        self.out = nn.Linear(hidden_dim, num_clusters)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002 - called as ConvClustering is
+        """Tokens (B, N, E) on the grid (Y, X), which is not used → scores (B, N, C)."""
+        return self.out(F.gelu(self.hidden(x)))
+
+
+class PaCaAttention(nn.Module):
+    """Attention from N patches to C clusters, or to all patches where the stage has no clusters.
+
+    Args:
+        config: a variant.
+        stage: which stage, from 0.
+        clustering: module that makes the scores; None where the assignment comes from an earlier block.
+    """
+
+    def __init__(self, config: PaCaViTConfig, stage: int, *, clustering: nn.Module | None) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.num_heads = config.num_heads[stage]
+        self.clustering = clustering
+        self.cluster_norm = nn.LayerNorm(dim, eps=config.cluster_norm_eps) if config.num_clusters[stage] else None
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            x: (B, N, E) on the grid (Y, X).
+            grid: (Y, X).
+            clusters: (B, C, N) assignment of an earlier block of the stage, used where this block makes none.
+        Returns: (B, N, E) and the assignment used, None for full attention.
+        """
+        source = x
+        if self.clustering is not None:
+            clusters = soft_assignment(self.clustering(x, grid))  # (B, C, N)
+        if self.cluster_norm is not None:
+            assert clusters is not None, "the first block of a clustered stage makes the assignment"
+            source = self.cluster_norm(clusters @ x)  # (B, C, E)
+        q, k, v = (
+            layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N | C, D)
+            for layer, tokens in ((self.q, x), (self.k, source), (self.v, source))
+        )
+        return self.proj(full_attention(q, k, v).transpose(1, 2).flatten(2)), clusters
+
+
+class PaCaBlock(nn.Module):
+    """Pre-norm transformer block: patch-to-cluster attention, then the convolutional MLP.
+
+    Args:
+        config, stage, clustering: as in `PaCaAttention`.
+        drop_path: share of the samples that skip a branch while training.
+    """
+
+    def __init__(self, config: PaCaViTConfig, stage: int, *, clustering: nn.Module | None, drop_path: float) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm1_eps)
+        self.attention = PaCaAttention(config, stage, clustering=clustering)
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm2_eps)
+        self.mlp = ConvMlp(dim, int(dim * config.mlp_ratios[stage]))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Same shapes as `PaCaAttention.forward`."""
+        attended, clusters = self.attention(self.norm1(x), grid, clusters)
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.mlp(self.norm2(x), grid)), clusters
+
+
+class Downsample(nn.Module):
+    """One or two 3x3 convolutions, then LayerNorm over channels: the stem and the transitions between stages."""
+
+    def __init__(self, dims: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            *(
+                nn.Conv2d(dim_in, dim_out, 3, stride=stride, padding=1)
+                for dim_in, dim_out, stride in zip(dims[:-1], dims[1:], strides, strict=True)
+            )
+        )
+        self.norm = nn.LayerNorm(dims[-1], eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Map (B, E_in, Y, X) → tokens (B, N, E) and their smaller grid (Y, X)."""
+        x = self.convs(x)
+        return self.norm(map_to_tokens(x)), (x.shape[2], x.shape[3])
+
+
+class StageOutput(NamedTuple):
+    """What a stage hands on.
+
+    Attributes:
+        tokens: (B, N, E), normalised.
+        grid: (Y, X) with N = Y·X.
+        clusters: (B, C, N) assignment of the stage's last block, None for full attention.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    clusters: Tensor | None
+
+
+class PaCaStage(nn.Module):
+    """Downsampling, blocks, norm.
+
+    Args:
+        config, stage: as in `PaCaAttention`.
+        drop_paths: rate of each block.
+    """
+
+    def __init__(self, config: PaCaViTConfig, stage: int, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.downsample = (
+            Downsample((config.dims[stage - 1], dim), (2,))
+            if stage
+            else Downsample((3, dim // 2, dim), config.stem_strides)
+        )
+        self.blocks = nn.ModuleList(
+            PaCaBlock(config, stage, clustering=_clustering(config, stage, block), drop_path=drop_path)
+            for block, drop_path in enumerate(drop_paths)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> StageOutput:
+        """Map (B, E_in, Y, X) → the stage's output on its own, smaller grid."""
+        x, grid = self.downsample(x)
+        clusters: Tensor | None = None
+        for block in self.blocks:
+            x, clusters = block(x, grid, clusters)
+        return StageOutput(self.norm(x), grid, clusters)
+
+
+class PaCaViT(nn.Module):
+    """The backbone: normalised pictures in, one `StageOutput` per stage out.
+
+    Args:
+        config: a variant.
+    """
+
+    def __init__(self, config: PaCaViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        total = sum(config.depths)
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
+        starts = [sum(config.depths[:s]) for s in range(len(config.depths))]
+        self.stages = nn.ModuleList(
+            PaCaStage(config, s, rates[start : start + config.depths[s]]) for s, start in enumerate(starts)
+        )
+
+    def forward(self, image: Tensor) -> list[StageOutput]:
+        """Normalised pictures (B, 3, Y, X) → outputs of the stages, coarsest last."""
+        outputs: list[StageOutput] = []
+        for stage in self.stages:
+            image = tokens_to_map(outputs[-1].tokens, outputs[-1].grid) if outputs else image
+            outputs.append(stage(image))
+        return outputs
+
+
+class PaCaViTClassifier(nn.Module):
+    """PaCa-ViT with mean pooling and a linear head.
+
+    Args:
+        config: a variant.
+        num_classes: L.
+    """
+
+    def __init__(self, config: PaCaViTConfig, *, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = PaCaViT(config)
+        self.head = nn.Linear(config.dims[-1], num_classes)
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Classify.
+
+        Args:
+            image: (B, 3, Y, X), normalised.
+        Returns: logits (B, L) and, for each clustered stage, the assignment (B, C, N).
+        """
+        stages = self.backbone(image)
+        clusters = [stage.clusters for stage in stages if stage.clusters is not None]
+        return self.head(stages[-1].tokens.mean(dim=1)), clusters
+
+
+def _clustering(config: PaCaViTConfig, stage: int, block: int) -> nn.Module | None:
+    """Make what a block scores clusters with; None if it reuses an assignment or its stage has no clusters."""
+    dim, num_clusters, every = config.dims[stage], config.num_clusters[stage], config.onsite_clustering[stage]
+    is_onsite = block % every == 0 if every else block == 0
+    if not num_clusters or not is_onsite:
+        return None
+    if config.clustering == "conv":
+        return ConvClustering(dim, num_clusters, kernel_size=config.clustering_kernel_sizes[stage])
+    return MlpClustering(dim, num_clusters, hidden_dim=int(dim * config.mlp_ratios[stage]))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, PaCaBlock):
+        nn.init.zeros_(module.attention.proj.weight)
+        nn.init.zeros_(module.mlp.fc2.weight)
+
+
+PACA_VIT_TINY = PaCaViTConfig(
+    dims=(96, 192, 320, 384), num_heads=(2, 4, 8, 16), depths=(2, 2, 4, 2), num_clusters=(100, 100, 100, 0)
+)
+PACA_VIT_SMALL = replace(PACA_VIT_TINY, depths=(3, 3, 10, 3))
+PACA_VIT_SMALL_MLP = replace(PACA_VIT_SMALL, clustering="mlp")
+PACA_VIT_SMALL_BLOCKWISE = replace(PACA_VIT_SMALL, num_clusters=(100, 100, 100, 100), onsite_clustering=(1, 1, 1, 1))
+PACA_VIT_BASE = replace(PACA_VIT_SMALL, dims=(96, 192, 384, 512), depths=(3, 3, 18, 3), drop_path=0.5)
+
+# For pictures of 32x32: half the stem stride and three stages, so that the last one still sees a 4x4 grid. Most blocks
+# stand where the grid is 16x16 and 8x8: at equal steps that beat a deeper, wider last stage (docs/models.md).
+PACA_VIT_MICRO = PaCaViTConfig(
+    dims=(64, 128, 256),
+    num_heads=(2, 4, 8),
+    depths=(2, 4, 1),
+    mlp_ratios=(3, 3, 3),
+    num_clusters=(32, 32, 0),
+    clustering_kernel_sizes=(3, 3, 3),
+    onsite_clustering=(0, 0, 0),
+    stem_strides=(1, 2),
+    drop_path=0.05,
+)

@@ -1,0 +1,98 @@
+"""Run the service: `python -m service`, configured by `SERVICE_*` in the environment."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.catalog import Catalog
+from service.errors import BundleError
+from service.logs import configure_logs
+from service.settings import Settings, find_unknown_variables
+
+logger = logging.getLogger("service")
+
+KEEP_ALIVE_SECONDS = 30
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that answers what it accepted before it stops.
+
+    The first signal makes the service not ready at once; connections stay open, and `/health` and `/metrics` answer,
+    until every accepted request has its answer. The second signal ends the process at once.
+
+    Args:
+        config: uvicorn's.
+        catalog: to be drained.
+    """
+
+    def __init__(self, config: uvicorn.Config, catalog: Catalog) -> None:
+        super().__init__(config)
+        self._catalog = catalog
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remember the event loop, then start as uvicorn does."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Drain at the first signal, end at the second."""
+        if self._loop is None:
+            self.should_exit = True
+        elif not self._is_stopping:
+            self._is_stopping = True
+            self._loop.call_soon_threadsafe(self._start_drain)
+        else:
+            os._exit(128 + sig)
+
+    def _start_drain(self) -> None:
+        logger.info("stopping: accepted requests are finished, new ones are refused")
+        self._drain = asyncio.ensure_future(self._finish())
+
+    async def _finish(self) -> None:
+        await self._catalog.drain()
+        self.should_exit = True
+
+
+def main() -> int:
+    """Start the service and run until a signal; returns the exit status."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            name = f"SERVICE_{fault['loc'][0]}".upper()
+            sys.stderr.write(f"{name} is {fault['input']!r}: {fault['msg']}; see docs/operations.md\n")
+        return 2
+    configure_logs(settings.log_level)
+    for name in find_unknown_variables():
+        logger.warning("%s sets nothing; see docs/operations.md for the settings there are", name)
+    try:
+        app = create_app(settings)
+    except BundleError as error:
+        logger.error("cannot start: %s", error)  # noqa: TRY400 - the message says it all
+        return 1
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    server = DrainingServer(config, app.state.catalog)
+    server.run()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

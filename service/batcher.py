@@ -1,0 +1,307 @@
+"""Batching: waiting samples → one batch → one result per sample.
+
+One rule: a free worker takes what is waiting in the oldest sample's bucket, up to `max_batch`, leaving a share for
+other free workers; only if `max_wait_seconds` > 0 it waits for more, never longer than that since the oldest sample
+arrived, and leaves no share. Under load the device is the clock and nobody waits for a window.
+
+A `Ticket` is one accepted request. Its future lives on the event loop; everything else happens on other threads, which
+hand results back in one wake-up of the loop per batch.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from service.collate import bucket_of, pad, stack
+from service.errors import DeadlineExceeded, ModelFailed, NotReady, Overloaded, ServiceError
+from service.metrics import ModelMetrics
+from service.sample import Arrays, Sample
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+
+
+class Program(Protocol):
+    """What the batcher needs of a runtime."""
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """Run a batch; blocks; several threads may call it at once; gives only the outputs named."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One accepted request, from admission to answer.
+
+    Attributes:
+        future: the answer, on the event loop.
+        deadline: time of the batcher's clock after which nobody wants the answer.
+        is_dead: nobody waits for it, so work on it is dropped.
+        times: stage → seconds, for the log.
+    """
+
+    future: "asyncio.Future[Any]"
+    deadline: float
+    is_dead: bool = False
+    times: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    ticket: Ticket
+    sample: Sample
+    outputs: tuple[str, ...]
+    finish: Callable[[Arrays], Any]
+    since: float
+
+
+class Batcher:
+    """The queue and the workers of one endpoint.
+
+    Args:
+        program: runs a batch.
+        metrics: of the model.
+        max_batch: most samples in a batch.
+        max_queue: most accepted requests without an answer; one more is refused.
+        max_wait_seconds: how long a free worker waits for a fuller batch.
+        buckets: padded lengths, ascending; empty where all samples have one shape.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        metrics: ModelMetrics,
+        *,
+        max_batch: int,
+        max_queue: int,
+        max_wait_seconds: float = 0.0,
+        buckets: Sequence[int] = (),
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._program, self._metrics, self._clock = program, metrics, clock
+        self._max_batch, self._max_queue, self._max_wait = max_batch, max_queue, max_wait_seconds
+        self._buckets = tuple(buckets)
+        self._changed = threading.Condition()
+        self._waiting: dict[int, deque[_Waiting]] = {}
+        self._num_idle = 0
+        self._num_open = 0
+        self._is_draining = False
+        self._is_closed = False
+        self._workers: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drained: asyncio.Event | None = None
+        self._seconds_per_sample = 0.01  # moving average, for Retry-After
+
+    # On the event loop
+
+    def start(self, num_workers: int) -> None:
+        """Start the workers; call on the event loop that `admit` will be called on."""
+        self._loop = asyncio.get_running_loop()
+        self._drained = asyncio.Event()
+        for index in range(num_workers):
+            worker = threading.Thread(target=self._work, name=f"worker-{index}", daemon=True)
+            worker.start()
+            self._workers.append(worker)
+
+    def admit(self, timeout_seconds: float) -> Ticket:
+        """Accept a request, before any work is done for it.
+
+        Args:
+            timeout_seconds: after which it is answered with `DeadlineExceeded` and its work is dropped.
+        Returns: a ticket whose future gets the result of `put`'s `finish`, or an error.
+        Raises: NotReady while draining; Overloaded if the queue is full.
+        """
+        if self._is_draining:
+            raise NotReady("the service is stopping; it takes no new requests; try another instance or later")
+        if self._num_open >= self._max_queue:
+            seconds = max(1, math.ceil(self._num_open * self._seconds_per_sample))
+            raise Overloaded(
+                f"{self._num_open} requests are waiting; at most {self._max_queue} may; try again in {seconds} s",
+                retry_after_seconds=seconds,
+            )
+        assert self._loop is not None, "start comes before admit"
+        ticket = Ticket(future=self._loop.create_future(), deadline=self._clock() + timeout_seconds)
+        timer = self._loop.call_later(timeout_seconds, self._expire, ticket, timeout_seconds)
+        ticket.future.add_done_callback(lambda _: self._leave(ticket, timer))
+        self._num_open += 1
+        self._metrics.queue_depth.set(self._num_open)
+        return ticket
+
+    async def drain(self) -> None:
+        """Refuse new requests and return once every accepted one has its answer."""
+        self._is_draining = True
+        assert self._drained is not None, "start comes before drain"
+        if self._num_open:
+            await self._drained.wait()
+
+    def close(self) -> None:
+        """Let the workers end once they have finished the batch in hand; nothing may be put afterwards."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.join()
+
+    def _expire(self, ticket: Ticket, timeout_seconds: float) -> None:
+        self._settle([(ticket, _deadline_exceeded(timeout_seconds))])
+
+    def _leave(self, ticket: Ticket, timer: asyncio.TimerHandle) -> None:
+        ticket.is_dead = True
+        timer.cancel()
+        self._num_open -= 1
+        self._metrics.queue_depth.set(self._num_open)
+        if self._is_draining and not self._num_open and self._drained is not None:
+            self._drained.set()
+
+    def _settle(self, answers: Sequence[tuple[Ticket, Any]]) -> None:
+        for ticket, answer in answers:
+            if ticket.future.done():
+                continue
+            if isinstance(answer, BaseException):
+                ticket.future.set_exception(answer)
+            else:
+                ticket.future.set_result(answer)
+
+    # On any thread
+
+    def put(self, ticket: Ticket, sample: Sample, outputs: tuple[str, ...], finish: Callable[[Arrays], Any]) -> None:
+        """Queue a decoded sample.
+
+        Args:
+            ticket: of the request.
+            sample: what to run.
+            outputs: which of the program's outputs it needs.
+            finish: turns its outputs, without batch dimension and padding, into the answer; runs on the worker.
+        """
+        bucket = bucket_of(sample.length, self._buckets)
+        with self._changed:
+            waiting = _Waiting(ticket, sample, outputs, finish, self._clock())
+            self._waiting.setdefault(bucket, deque()).append(waiting)
+            self._changed.notify()
+
+    def fail(self, ticket: Ticket, error: BaseException) -> None:
+        """Answer a ticket with an error."""
+        self._answer([(ticket, error)])
+
+    def is_wanted(self, ticket: Ticket) -> bool:
+        """Whether somebody still waits for this ticket's answer."""
+        return not ticket.is_dead and ticket.deadline > self._clock()
+
+    def _answer(self, answers: Sequence[tuple[Ticket, Any]]) -> None:
+        assert self._loop is not None, "start comes first"
+        self._loop.call_soon_threadsafe(self._settle, answers)
+
+    # On a worker
+
+    def _work(self) -> None:
+        while (batch := self.take()) is not None:
+            self.run(*batch)
+
+    def take(self) -> tuple[list[_Waiting], int] | None:
+        """Wait for the next batch.
+
+        Returns: its samples and its bucket; None once the batcher is closed.
+        """
+        with self._changed:
+            self._num_idle += 1
+            try:
+                while not self._is_closed:
+                    batch, seconds = self.choose()
+                    if batch is not None:
+                        return batch
+                    self._changed.wait(seconds)
+                return None
+            finally:
+                self._num_idle -= 1
+
+    def choose(self) -> tuple[tuple[list[_Waiting], int] | None, float | None]:
+        """Apply the rule above to what waits.
+
+        Returns: a batch, or None and the seconds after which asking again is worth it (None: when something is put).
+        """
+        oldest: int | None = None
+        for bucket, queue in self._waiting.items():
+            while queue and not self.is_wanted(queue[0].ticket):
+                queue.popleft()
+            if queue and (oldest is None or queue[0].since < self._waiting[oldest][0].since):
+                oldest = bucket
+        if oldest is None:
+            return None, None
+        queue = self._waiting[oldest]
+        remaining = queue[0].since + self._max_wait - self._clock()
+        if self._max_wait and len(queue) < self._max_batch and remaining > 0:
+            return None, remaining
+        # Who asked for a window wants full batches; and the rest that a share leaves would wait for a window again.
+        num_takers = 1 if self._max_wait else max(1, self._num_idle)
+        share = min(self._max_batch, math.ceil(len(queue) / num_takers))
+        batch: list[_Waiting] = []
+        while queue and len(batch) < share:
+            waiting = queue.popleft()
+            if self.is_wanted(waiting.ticket):
+                batch.append(waiting)
+        return (batch, oldest), None
+
+    def run(self, batch: Sequence[_Waiting], bucket: int) -> None:
+        """Run a batch and answer all its tickets in one wake-up of the event loop; never raises."""
+        try:
+            answers = self._run(batch, bucket)
+        except Exception as error:  # the border of the worker: the error belongs to this batch alone
+            logger.exception("batch failed")
+            failure = ModelFailed("the model failed on this batch; the input may be sent again; tell the operator")
+            failure.__cause__ = error
+            answers = [(waiting.ticket, failure) for waiting in batch]
+        self._answer(answers)
+
+    def _run(self, batch: Sequence[_Waiting], bucket: int) -> list[tuple[Ticket, Any]]:
+        start = self._clock()
+        samples = [waiting.sample for waiting in batch]
+        names = tuple(dict.fromkeys(name for waiting in batch for name in waiting.outputs))
+        arrays = self._program.run(pad(samples, bucket) if self._buckets else stack(samples), names)
+        ran = self._clock()
+        self._observe(batch, bucket, start, ran)
+        return [
+            (waiting.ticket, self._finish(waiting, {name: arrays[name][row] for name in waiting.outputs}))
+            for row, waiting in enumerate(batch)
+        ]
+
+    def _finish(self, waiting: _Waiting, outputs: Arrays) -> Any:
+        start = self._clock()
+        try:
+            return waiting.finish(outputs)
+        except ServiceError as error:
+            return error
+        except Exception as error:  # one sample's fault stays its own
+            logger.exception("postprocess failed")
+            failure = ModelFailed("the model's answer could not be read; tell the operator")
+            failure.__cause__ = error
+            return failure
+        finally:
+            seconds = self._clock() - start
+            waiting.ticket.times["postprocess"] = seconds
+            self._metrics.postprocess_seconds.observe(seconds)
+
+    def _observe(self, batch: Sequence[_Waiting], bucket: int, start: float, ran: float) -> None:
+        seconds = ran - start
+        self._seconds_per_sample += 0.1 * (seconds / len(batch) / max(1, len(self._workers)) - self._seconds_per_sample)
+        self._metrics.run_seconds.observe(seconds)
+        self._metrics.batch_size.observe(len(batch))
+        real = sum(waiting.sample.length for waiting in batch)
+        self._metrics.batch_padding_ratio.observe(1.0 - real / (len(batch) * bucket))
+        for waiting in batch:
+            waiting.ticket.times |= {"queue": start - waiting.since, "run": seconds}
+            self._metrics.queue_seconds.observe(start - waiting.since)
+
+
+def _deadline_exceeded(timeout_seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"no answer within {timeout_seconds:g} s; the request was dropped; allow more time with "
+        "X-Request-Timeout-Seconds or try again when the service is less busy"
+    )

@@ -1,0 +1,193 @@
+"""Bundles: the folder in which a trained model meets the service.
+
+    manifest.json         what this is, how it is fed, what it gives, how good it is, sha256 of every other file
+    <program>             what a runtime loads, one file for each runtime
+    weights.safetensors   the trained module, from which every program can be made again
+    golden.npz            inputs (`input.<name>`) and outputs (`output.<name>`) that a program must reproduce
+    MODEL_CARD.md         data, licence, recipe, limits
+
+No pickles and no native code. Nothing in a bundle is used before its checksum held.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import BundleError
+from service.sample import Arrays
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+# What numpy raises for a file that is no npz, is damaged or holds pickled objects.
+_DAMAGE = (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Part):
+    """An input or output of the program."""
+
+    name: str
+    dtype: str = Field(description="numpy's name of the element type.")
+    shape: tuple[int | str, ...] = Field(description="A number, or the name of a dimension that varies.")
+
+
+class Golden(_Part):
+    """How closely the program must reproduce `golden.npz` before it serves."""
+
+    file: str
+    atol: float = Field(ge=0)
+    rtol: float = Field(ge=0)
+
+
+class Origin(_Part):
+    """Where the weights come from, so that they can be made again."""
+
+    architecture: str = Field(description="Key of the model among the builders.")
+    command: str = Field(description="Trains it.")
+    seed: int
+    minutes: float = Field(description="Time the training took.")
+    hardware: str = Field(description="What it was trained on.")
+    recipe: str = Field(description="The recipe in words and numbers.")
+    data: str = Field(description="Data set and splits.")
+    data_license: str
+
+
+class Normalisation(_Part):
+    """What the program does to pixels before the first layer; told here so that programs can be made again."""
+
+    mean: tuple[float, float, float] = Field(description="Per channel, of values in [0, 1].")
+    std: tuple[float, float, float]
+
+
+class Parity(_Part):
+    """Largest difference between the trained module and the program, max|a-b| / max|b|, over natural pictures."""
+
+    inputs: str = Field(description="What was compared on.")
+    batch_sizes: tuple[int, ...] = Field(description="None of them was used for the export.")
+    max_relative_error: dict[str, float] = Field(description="Output → largest difference.")
+
+
+class Manifest(_Part):
+    """Everything the service needs to know about a model."""
+
+    format_version: Literal[1] = Field(description="Of the bundle's layout.")
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="family-version-size-data")
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    task: str = Field(description="Which task it does; also the URL segment.")
+    default: bool = Field(description="Whether it answers where a request names no model.")
+    created: datetime
+    owned_by: str
+    description: str
+    limits: str = Field(description="What the model must not be expected to do.")
+    license: str = Field(description="Of the weights, with what their data require.")
+    origin: Origin
+    normalisation: Normalisation
+    spec: dict[str, Any] = Field(description="What the task wants to know: sizes, labels, limits of one input.")
+    max_body_bytes: int = Field(ge=1)
+    max_batch: int = Field(ge=1, description="Upper bound; warm-up may find a smaller batch to be as good.")
+    length_buckets: tuple[int, ...] = Field(default=(), description="Padded lengths; empty where all have one shape.")
+    programs: dict[str, str] = Field(min_length=1, description="Runtime → file.")
+    opset: int | None = Field(default=None, description="Of the ONNX program.")
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    golden: Golden
+    parity: Parity
+    quality: dict[str, dict[str, float]] = Field(description="Split → metric → value, measured with these weights.")
+    files: dict[str, str] = Field(description="Every other file → its sha256, hexadecimal.")
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "Manifest":
+        used = {*self.programs.values(), self.golden.file}
+        if missing := used - self.files.keys():
+            raise ValueError(f"files has no checksum of {', '.join(sorted(missing))}")
+        if strays := [name for name in self.files if Path(name).name != name or name == MANIFEST]:
+            raise ValueError(f"files names {', '.join(strays)}; a bundle is one flat folder")
+        if list(self.length_buckets) != sorted(set(self.length_buckets)):
+            raise ValueError("length_buckets must ascend")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose checksums held.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says.
+        sha256: of the manifest, and through it of everything.
+    """
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+    def read_golden(self) -> tuple[Arrays, Arrays]:
+        """Read golden inputs and outputs, each by the program's name for it.
+
+        Raises: BundleError if the file is no npz of plain arrays, or an input or output is missing.
+        """
+        path = self.folder / self.manifest.golden.file
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+                arrays = {name: array for name, array in npz.items() if isinstance(array, np.ndarray)}
+        except _DAMAGE as error:
+            raise BundleError(f"{path} is no npz file of plain arrays: {error}; export the bundle again") from error
+        try:
+            return (
+                {tensor.name: arrays[f"input.{tensor.name}"] for tensor in self.manifest.inputs},
+                {tensor.name: arrays[f"output.{tensor.name}"] for tensor in self.manifest.outputs},
+            )
+        except KeyError as error:
+            raise BundleError(f"{path} has no array {error}; export the bundle again") from error
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest and check every file against it.
+
+    Args:
+        folder: holds `manifest.json`.
+    Raises: BundleError naming the file at fault.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+        manifest = Manifest.model_validate_json(text)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from error
+    except ValidationError as error:
+        raise BundleError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+    for name, expected in manifest.files.items():
+        try:
+            found = hash_file(folder / name)
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            raise BundleError(f"{folder / name} cannot be read: {error}; export the bundle again") from error
+        if found != expected:
+            raise BundleError(f"{folder / name} has sha256 {found}, expected {expected}; export the bundle again")
+    strays = {item.name for item in folder.iterdir()} - manifest.files.keys() - {MANIFEST}
+    if strays:
+        raise BundleError(f"{folder} holds {', '.join(sorted(strays))}, which its manifest does not list; remove it")
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, readable by people."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
+    (folder / MANIFEST).write_text(text)
+
+
+def hash_file(path: Path) -> str:
+    """Compute the sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

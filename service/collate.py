@@ -1,0 +1,45 @@
+"""Samples → one batch, padded where their lengths differ. Knows nothing of queues or programs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.sample import Arrays, Sample
+
+LENGTHS = "lengths"  # the program's input that says how much of each row is real
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """Padded length of a sample: the smallest bucket that holds it.
+
+    Args:
+        length: of the sample.
+        buckets: ascending; empty where all samples have one shape.
+    Returns: a bucket; the length itself where there are no buckets.
+    Raises: ValueError if the sample is longer than every bucket.
+    """
+    if not buckets:
+        return length
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise ValueError(f"length {length} is over the longest bucket {buckets[-1]}")
+
+
+def stack(samples: Sequence[Sample]) -> Arrays:
+    """Stack samples of one shape: arrays (B, …) by name."""
+    return {name: np.stack([sample.inputs[name] for sample in samples]) for name in samples[0].inputs}
+
+
+def pad(samples: Sequence[Sample], bucket: int) -> Arrays:
+    """Stack samples of several lengths, their first axis filled with zeros up to the bucket.
+
+    Returns: arrays (B, bucket, …) by name, and `lengths`, (B,) int64.
+    """
+    batch: Arrays = {LENGTHS: np.array([sample.length for sample in samples], dtype=np.int64)}
+    for name, first in samples[0].inputs.items():
+        rows = np.zeros((len(samples), bucket, *first.shape[1:]), dtype=first.dtype)
+        for row, sample in zip(rows, samples, strict=True):
+            row[: sample.length] = sample.inputs[name]
+        batch[name] = rows
+    return batch

@@ -1,0 +1,148 @@
+"""Every error that the service raises on purpose.
+
+    Exception
+    ├── ServiceError                       status  code
+    │   ├── InvalidInput                   400     invalid_input
+    │   ├── Unauthorized                   401     unauthorized
+    │   ├── UnknownModel                   404     unknown_model
+    │   ├── UnknownPath                    404     unknown_path
+    │   ├── MethodNotAllowed               405     method_not_allowed
+    │   ├── RequestTimeout                 408     request_timeout
+    │   ├── BodyTooLarge                   413     body_too_large
+    │   ├── UnsupportedMediaType           415     unsupported_media_type
+    │   ├── ModelFailed                    500     model_failed
+    │   ├── InternalError                  500     internal_error
+    │   ├── Overloaded                     503     overloaded
+    │   ├── NotReady                       503     not_ready
+    │   └── DeadlineExceeded               504     deadline_exceeded
+    └── BundleError                        refuses to start
+
+A message is shown to the client and has three parts: what came, what was expected, what to do. It never holds
+internal text; that belongs to the exception chained with `from`. Turning an error into a response is not done here.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """An answer that is not a result. The subclasses fix what HTTP says about it; the message is its detail."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    title: ClassVar[str]
+
+
+class InvalidInput(ServiceError):
+    """The input or an option of it cannot be used; sending the same again fails again."""
+
+    status = 400
+    code = "invalid_input"
+    title = "Invalid input"
+
+
+class Unauthorized(ServiceError):
+    """The credential is missing or wrong."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+
+
+class UnknownModel(ServiceError):
+    """No endpoint has this name."""
+
+    status = 404
+    code = "unknown_model"
+    title = "Unknown model"
+
+
+class UnknownPath(ServiceError):
+    """Nothing is served under this path."""
+
+    status = 404
+    code = "unknown_path"
+    title = "Unknown path"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path is served, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class RequestTimeout(ServiceError):
+    """The client did not send its whole body in time."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
+
+
+class BodyTooLarge(ServiceError):
+    """The body has more bytes than are read."""
+
+    status = 413
+    code = "body_too_large"
+    title = "Body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is of a type that the task does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class ModelFailed(ServiceError):
+    """The program failed, or its outputs mean nothing; the input is not to blame."""
+
+    status = 500
+    code = "model_failed"
+    title = "Model failed"
+
+
+class InternalError(ServiceError):
+    """The service has a fault of its own; its log has the traceback."""
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+
+
+class Overloaded(ServiceError):
+    """The queue is full.
+
+    Attributes:
+        retry_after_seconds: when trying again is worth it; what `Retry-After` says.
+    """
+
+    status = 503
+    code = "overloaded"
+    title = "Overloaded"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotReady(ServiceError):
+    """The service is starting or stopping."""
+
+    status = 503
+    code = "not_ready"
+    title = "Not ready"
+
+
+class DeadlineExceeded(ServiceError):
+    """The client's deadline passed before its result was there."""
+
+    status = 504
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+class BundleError(Exception):
+    """A bundle cannot be served: damaged, incomplete, or it does not reproduce its golden outputs."""

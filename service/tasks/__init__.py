@@ -1,0 +1,6 @@
+from service.tasks.image_classification import IMAGE_CLASSIFICATION
+from service.tasks.task import AnyTask
+
+TASKS: dict[str, AnyTask] = {
+    "image-classification": IMAGE_CLASSIFICATION,
+}

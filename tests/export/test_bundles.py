@@ -1,0 +1,158 @@
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from export import bundles
+from export.bundles import CARD, GOLDEN, PROGRAM, write_classifier_bundle
+from export.model_card import render_model_card
+from export.source import WEIGHTS, Source, read_source
+from service.bundle import MANIFEST, open_bundle
+from service.endpoint import open_endpoint
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.export.conftest import LEAF_SPEC, make_model
+
+ReadSource = Callable[[], tuple[Source, nn.Module]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def _quick_export(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the program of the session's bundle for the result of the slow step."""
+
+    def copy(program: nn.Module, example: torch.Tensor, path: Path, **_: Any) -> None:
+        shutil.copy(bundle_folder / PROGRAM, path)
+
+    monkeypatch.setattr(bundles, "export_onnx", copy)
+
+
+def test_a_bundle_holds_all_its_parts(bundle_folder: Path) -> None:
+    manifest = open_bundle(bundle_folder).manifest
+    assert set(manifest.files) == {PROGRAM, GOLDEN, WEIGHTS, CARD}
+    assert [(t.name, t.dtype, t.shape) for t in manifest.inputs] == [("image", "uint8", ("batch", 16, 16, 3))]
+    assert [(t.name, t.shape) for t in manifest.outputs] == [
+        ("logits", ("batch", 5)),
+        ("clusters_stage1", ("batch", 5, 64)),
+    ]
+    assert set(manifest.parity.max_relative_error) == {"logits", "clusters_stage1"}
+    assert (bundle_folder / CARD).read_text() == render_model_card(manifest)
+
+
+def test_the_service_takes_the_bundle(bundle_folder: Path, tmp_path: Path) -> None:
+    settings = Settings(cache=tmp_path, device="cpu")
+    with ThreadPoolExecutor(1) as pool:
+        endpoint = open_endpoint(open_bundle(bundle_folder), settings, Metrics(), pool)
+    assert endpoint.manifest.name == "paca-vit-of-tests"
+    endpoint.runtime.close()
+
+
+@pytest.mark.filterwarnings(f"ignore:{LEAF_SPEC}:FutureWarning")
+def test_a_bundle_can_be_made_again_from_itself(bundle_folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    manifest = write_classifier_bundle(*read_source(bundle_folder), again)
+    old, new = open_bundle(bundle_folder).manifest, open_bundle(again).manifest
+    assert new == manifest
+    assert new.model_dump(exclude={"files"}) == old.model_dump(exclude={"files"})
+    assert (again / WEIGHTS).read_bytes() == (bundle_folder / WEIGHTS).read_bytes()
+    with np.load(again / GOLDEN) as found, np.load(bundle_folder / GOLDEN) as expected:
+        assert set(found) == set(expected)
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], strict=True)
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize(
+    "step", ["save_weights", "export_onnx", "measure_parity", "render_model_card", "write_manifest", "rename"]
+)
+@pytest.mark.parametrize("has_old", [True, False], ids=["over an old one", "at a new place"])
+def test_a_failed_export_leaves_everything_as_it_was(
+    bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source_and_model: ReadSource,
+    step: str,
+    has_old: bool,
+) -> None:
+    out = tmp_path / "bundles" / "paca-vit-of-tests"
+    if has_old:
+        shutil.copytree(bundle_folder, out)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    if step == "rename":
+        fail_to_move_the_new_one(monkeypatch, out)
+    else:
+        monkeypatch.setattr(bundles, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_classifier_bundle(*source_and_model(), out)
+    assert {path.name for path in out.parent.iterdir()} == ({out.name} if has_old else set())
+    if has_old:
+        assert contents(out) == contents(bundle_folder)
+        open_bundle(out)
+
+
+def fail_to_move_the_new_one(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    """The first move to `out` fails; moving things away and back works."""
+    failed: list[Path] = []
+    rename = Path.rename
+
+    def rename_second_time(self: Path, target: Path) -> Path:
+        if target == out and not failed:
+            failed.append(target)
+            raise OSError("no space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_second_time)
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_new_bundle_replaces_the_old_one_whole(
+    bundle_folder: Path, tmp_path: Path, source_and_model: ReadSource
+) -> None:
+    out = tmp_path / "bundles" / "paca-vit-of-tests"
+    shutil.copytree(bundle_folder, out)
+    (out / "stray").touch()
+    (out / MANIFEST).write_text("{}")
+    write_classifier_bundle(*source_and_model(), out)
+    assert set(open_bundle(out).manifest.files) == {PROGRAM, GOLDEN, WEIGHTS, CARD}
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_program_that_is_not_the_model_s_equal_is_not_written(tmp_path: Path, source_and_model: ReadSource) -> None:
+    source, _ = source_and_model()
+    with pytest.raises(ValueError, match="program and module differ"):
+        write_classifier_bundle(source, make_model(seed=1), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [1 / 3, 1e6])
+def test_weights_that_float16_does_not_hold_are_not_rounded_silently(
+    tmp_path: Path, source_and_model: ReadSource, value: float
+) -> None:
+    source, model = source_and_model()
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] = value
+    with pytest.raises(ValueError, match=r"head\.bias .* float16"):
+        write_classifier_bundle(source, model, tmp_path / "bundle")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path, source_and_model: ReadSource) -> None:
+    source, _ = source_and_model()
+    with pytest.raises(ValueError, match="Linear has no image classification program"):
+        write_classifier_bundle(source, nn.Linear(1, 1), tmp_path / "bundle")
+
+
+def test_whoever_may_read_one_file_may_read_all(bundle_folder: Path) -> None:
+    assert len({path.stat().st_mode for path in bundle_folder.iterdir()}) == 1

@@ -1,0 +1,131 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.testing import assert_close
+
+from export.bundles import PROGRAM
+from export.image_classifier import ImageClassifierProgram
+from export.onnx_program import EXPORT_BATCH, MIN_HALVED, OPSET, _halve
+from export.pictures import cut_crops
+from export.source import read_source
+from service.bundle import open_bundle
+from service.runtimes.onnx import open_onnx
+from service.tasks.image_classification import ImageClassificationSpec
+from tests.golden_files import REPOSITORY
+
+SHIPPED = sorted(path.parent for path in (REPOSITORY / "bundles").glob("*/manifest.json"))
+TRACES = re.compile(rb"/(home|root|usr|tmp|opt|work|mnt|Users)/|site-packages|\.py\b|Traceback|File \"|stack_trace")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@torch.inference_mode()
+def test_the_program_equals_the_module_at_batch_sizes_not_used_for_the_export(bundle_folder: Path, batch: int) -> None:
+    assert batch != EXPORT_BATCH
+    source, model = read_source(bundle_folder)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    program = ImageClassifierProgram(model, first, source.normalisation).eval()
+    images = cut_crops(ImageClassificationSpec.model_validate(source.spec), batch)
+    names = [tensor.name for tensor in open_bundle(bundle_folder).manifest.outputs]
+    assert names == ["logits", "clusters_stage1"]
+    runtime = open_onnx(bundle_folder / PROGRAM, device="cpu")
+    found = runtime.run({"image": images}, names)
+    for name, expected in zip(names, program(torch.from_numpy(images)), strict=True):
+        tolerance = 1e-5 * expected.abs().max().item()  # float32 in another order
+        assert_close(torch.from_numpy(found[name]), expected, atol=tolerance, rtol=0)
+    runtime.close()
+
+
+def test_a_program_needs_nothing_but_stock_onnx_runtime(bundle_folder: Path) -> None:
+    model = onnx.load(bundle_folder / PROGRAM)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    assert all(not initializer.external_data for initializer in model.graph.initializer)
+
+
+def test_a_program_tells_nothing_of_the_machine_that_exported(bundle_folder: Path) -> None:
+    check_for_traces(bundle_folder / PROGRAM)
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_a_shipped_program_tells_nothing_of_the_machine_that_exported(folder: Path) -> None:
+    for name in open_bundle(folder).manifest.programs.values():
+        check_for_traces(folder / name)
+
+
+def check_for_traces(path: Path) -> None:
+    model = onnx.load(path)
+    graph = model.graph
+    for initializer in graph.initializer:
+        initializer.ClearField("raw_data")  # numbers spell anything
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        assert not part.metadata_props
+        assert not part.doc_string
+    assert TRACES.findall(model.SerializeToString()) == []
+
+
+# Halving
+
+
+def make_matrix(values: np.ndarray) -> onnx.ModelProto:
+    """A program that multiplies `x` (1, N) with a constant (N, M)."""
+    rows, columns = values.shape
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])
+    weight = numpy_helper.from_array(values, "weight")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "weight"], ["y"])], "matrix", [x], [y], [weight])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"x": x})
+    return np.asarray(y)
+
+
+def random_halves(*shape: int) -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    values.flat[:5] = [65504, -65504, 6e-8, -0.0, 2**-14]  # the limits of float16
+    return values.astype(np.float32)
+
+
+def test_halved_weights_give_the_same_numbers_to_the_last_bit() -> None:
+    weights = random_halves(32, 16)
+    model = make_matrix(weights)
+    x = np.random.default_rng(1).standard_normal((1, 32)).astype(np.float32)
+    expected = run(model, x)
+    size = model.ByteSize()
+    _halve(model)
+    onnx.checker.check_model(model, full_check=True)
+    (half,) = model.graph.initializer
+    assert half.data_type == TensorProto.FLOAT16
+    stored = numpy_helper.to_array(half).astype(np.float32)
+    np.testing.assert_array_equal(stored.view(np.uint32), weights.view(np.uint32))
+    np.testing.assert_array_equal(run(model, x).view(np.uint32), expected.view(np.uint32))
+    assert model.ByteSize() < 0.6 * size
+
+
+@pytest.mark.parametrize("value", [1 / 3, 65520.0, 1e-9, np.nan])
+def test_one_weight_that_float16_does_not_hold_keeps_its_tensor_whole(value: float) -> None:
+    weights = random_halves(32, 16)
+    weights[31, 15] = value
+    model = make_matrix(weights)
+    before = model.SerializeToString()
+    _halve(model)
+    assert model.SerializeToString() == before
+
+
+def test_small_constants_and_integers_stay_as_they_are() -> None:
+    small = make_matrix(random_halves(MIN_HALVED - 1, 1))
+    integers = make_matrix(random_halves(32, 16))
+    integers.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((32, 16), np.int64), "weight"))
+    for model in (small, integers):
+        before = model.SerializeToString()
+        _halve(model)
+        assert model.SerializeToString() == before

@@ -1,0 +1,78 @@
+"""Laws that every model keeps, at picture sizes that make them quick."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import BUILDERS
+
+NUM_CLASSES = 10
+
+# Softmax ignores what it adds to all keys or to all tokens of a cluster: these biases change nothing.
+WITHOUT_EFFECT = (".attention.k.bias", ".attention.clustering.out.bias")
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    built = BUILDERS[request.param](num_classes=NUM_CLASSES).eval()
+    for parameter in built.parameters():
+        if not parameter.any():  # fresh biases and the ends of residual branches
+            nn.init.normal_(parameter, std=0.05)
+    return built
+
+
+def pictures(rows: int = 64, columns: int = 64) -> Tensor:
+    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_a_picture_gives_the_same_alone_and_in_a_batch(model: nn.Module) -> None:
+    logits, clusters = model(pictures())
+    for i in range(2):
+        logits_alone, clusters_alone = model(pictures()[i : i + 1])
+        torch.testing.assert_close(logits_alone[0], logits[i], atol=1e-5, rtol=1e-5)
+        for together, alone in zip(clusters, clusters_alone, strict=True):
+            torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_same_picture_gives_the_same_output(model: nn.Module) -> None:
+    torch.testing.assert_close(model(pictures()), model(pictures()), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_pictures_of_any_size_are_taken(model: nn.Module) -> None:
+    logits, clusters = model(pictures(49, 37))
+    assert logits.shape == (2, NUM_CLASSES)
+    assert logits.isfinite().all()
+    assert logits[0].ne(logits[1]).any()
+    for assignment in clusters:
+        torch.testing.assert_close(assignment.sum(dim=2), torch.ones(assignment.shape[:2]), atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_every_parameter(model: nn.Module) -> None:
+    model.zero_grad()
+    logits, _ = model(pictures())
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.endswith(WITHOUT_EFFECT), name
+
+
+# SPEC of PaCa-ViT, section 6, measured with the official code: millions of parameters with 1000 classes.
+PUBLISHED = {
+    "paca-vit-tiny": 12.20,
+    "paca-vit-small": 22.04,
+    "paca-vit-base": 46.91,
+    "paca-vit-small-mlp": 22.64,
+    "paca-vit-small-blockwise": 24.19,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_variants_have_the_published_number_of_parameters(name: str) -> None:
+    with torch.device("meta"):
+        built = BUILDERS[name](num_classes=1000)
+    assert round(sum(parameter.numel() for parameter in built.parameters()) / 1e6, 2) == PUBLISHED[name]

@@ -1,0 +1,219 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models import paca_vit
+from models.attention import attention_weights
+from models.checkpoints import load_official, paca_vit_renames
+from models.clustering import soft_assignment
+from models.layers import tokens_to_map
+from models.paca_vit import (
+    ConvClustering,
+    MlpClustering,
+    PaCaAttention,
+    PaCaViTClassifier,
+    PaCaViTConfig,
+)
+from tests.golden_files import golden_files
+from tests.oracles import paca_attention as oracle
+
+GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
+GOLDEN = golden_files("tcformer_and_paca_vit", "paca_conv", "paca_mlp", "paca_eps")
+
+SMALL = PaCaViTConfig(
+    dims=(8, 16),
+    num_heads=(2, 4),
+    depths=(5, 2),
+    mlp_ratios=(2, 3),
+    num_clusters=(6, 0),
+    clustering_kernel_sizes=(3, 3),
+    onsite_clustering=(0, 0),
+)
+
+
+def config_from_official(official: Mapping[str, Any]) -> PaCaViTConfig:
+    """The official arguments as our config; ValueError names an argument that ours has no place for."""
+    arch, paca = official["arch_cfg"], official["paca_cfg"]
+    kinds = {"P2CConv2d": "conv", "P2CMlp": "mlp"}
+    if paca["type"] not in kinds:
+        raise ValueError(f"type={paca['type']} is not among {', '.join(kinds)}")
+    for name, built in {
+        "cluster_pos_embed": False,
+        "mlp_func": "Mlp",
+        "with_dwconv_in_mlp": True,
+        "with_shortcut_in_mlp": True,
+    }.items():
+        if paca[name] != built:
+            raise ValueError(f"{name}={paca[name]}; only {built} is built")
+    for name, value in official.items():
+        if name not in {"arch_cfg", "paca_cfg", "img_size", "num_classes"} and value:
+            raise ValueError(f"{name}={value} is not built")
+    return PaCaViTConfig(
+        dims=tuple(arch["embed_dims"]),
+        num_heads=tuple(arch["num_heads"]),
+        depths=tuple(arch["depths"]),
+        mlp_ratios=tuple(arch["mlp_ratios"]),
+        num_clusters=tuple(paca["clusters"]),
+        clustering=kinds[paca["type"]],
+        clustering_kernel_sizes=tuple(paca["clustering_kernel_size"]),
+        onsite_clustering=tuple(int(every) for every in paca["onsite_clustering"]),
+        norm1_eps=paca["norm_cfg1"]["eps"],
+        norm2_eps=paca["norm_cfg2"]["eps"],
+        cluster_norm_eps=paca["cluster_norm_cfg"]["eps"],
+    )
+
+
+def record(model: PaCaViTClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Fill the dictionary with every intermediate of a call, under the names of the golden files."""
+    seen: dict[str, Tensor] = {}
+    full_attention, weights = paca_vit.full_attention, []
+
+    def recording_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights.append(attention_weights(q, k))
+        return full_attention(q, k, v)
+
+    def keep(module: nn.Module, *names: str) -> None:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            seen.update({name: tensor for name, tensor in zip(names, outputs, strict=True) if tensor is not None})
+
+        module.register_forward_hook(hook)
+
+    monkeypatch.setattr(paca_vit, "full_attention", recording_attention)
+    for s, stage in enumerate(model.backbone.stages, start=1):
+        keep(stage.norm, f"norm{s}.x")
+        for b, block in enumerate(stage.blocks):
+            keep(block, f"stage{s}.{b}.x", f"stage{s}.{b}.z")
+            keep(block.attention, f"stage{s}.{b}.attn_out", f"stage{s}.{b}.z")
+            block.attention.register_forward_hook(
+                lambda *_, name=f"stage{s}.{b}.attn": seen.update({name: weights.pop()})
+            )
+    model.backbone.stages[0].downsample.register_forward_hook(
+        lambda _module, _inputs, output: seen.update(patch_embed=tokens_to_map(*output))
+    )
+    model.register_forward_hook(lambda _module, _inputs, output: seen.update(logits=output[0]))
+    return seen
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_outputs_of_paca_vit_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    stored = load_file(path)
+    official = json.loads(metadata["config"])
+    config = config_from_official(official)
+    model = PaCaViTClassifier(config, num_classes=official["num_classes"]).eval()
+    weights = {name: stored.pop(name) for name in list(stored) if name.startswith("sd.")}
+    renames = paca_vit_renames(config.clustering, num_stages=len(config.dims))
+    load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
+    seen = record(model, monkeypatch)
+
+    for i in range(len(json.loads(metadata["sizes"]))):
+        with torch.no_grad():
+            model(stored.pop(f"in{i}.image"))
+        names = [name for name in stored if name.startswith(f"in{i}.")]
+        expected = {name.removeprefix(f"in{i}."): stored.pop(name) for name in names}
+        assert "logits" in expected
+        assert expected.keys() <= seen.keys(), "stored but not compared"
+        assert {name: seen[name].shape for name in expected} == {name: want.shape for name, want in expected.items()}
+        errors = {name: ((seen[name] - want).abs().max() / want.abs().max()).item() for name, want in expected.items()}
+        assert {name: error for name, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
+        seen.clear()
+    assert stored == {}, "stored but not compared"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "P2CLinear"}, "P2CLinear"),
+        ({"with_dwconv_in_mlp": False}, "with_dwconv_in_mlp"),
+        ({"with_shortcut_in_mlp": False}, "with_shortcut_in_mlp"),
+        ({"cluster_pos_embed": True}, "cluster_pos_embed"),
+    ],
+)
+@pytest.mark.skipif(not GOLDEN, reason="GOLDEN_ROOT holds no golden file of PaCa-ViT")
+def test_official_settings_that_are_not_built_are_refused(change: dict[str, object], message: str) -> None:
+    with safe_open(GOLDEN[0], "pt") as file:
+        official = json.loads(file.metadata()["config"])
+    with pytest.raises(ValueError, match=message):
+        config_from_official(official | {"paca_cfg": official["paca_cfg"] | change})
+
+
+@pytest.mark.parametrize("num_clusters", [5, 0])
+def test_patch_to_cluster_attention_equals_the_naive_loop(num_clusters: int) -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, num_clusters=(num_clusters, 0), cluster_norm_eps=0.1)
+    clustering = ConvClustering(8, num_clusters, kernel_size=3) if num_clusters else None
+    attention = PaCaAttention(config, 0, clustering=clustering).double()
+    x = torch.randn(2, 12, 8, dtype=torch.float64)
+    parameters = {name: parameter.detach().numpy() for name, parameter in attention.named_parameters()}
+    expected_clusters = oracle.soft_assignment(clustering(x, (3, 4)).detach().numpy()) if clustering else None
+    expected = oracle.patch_to_cluster_attention(x.numpy(), expected_clusters, parameters, num_heads=2, eps=0.1)
+    out, clusters = attention(x, (3, 4), None)
+    torch.testing.assert_close(out, torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
+    if expected_clusters is None:
+        assert clusters is None
+    else:
+        torch.testing.assert_close(clusters, torch.from_numpy(expected_clusters), atol=1e-14, rtol=1e-12)
+
+
+def test_an_assignment_of_an_earlier_block_is_used_where_a_block_makes_none() -> None:
+    torch.manual_seed(0)
+    making = PaCaAttention(SMALL, 0, clustering=MlpClustering(8, 6, hidden_dim=16))
+    using = PaCaAttention(SMALL, 0, clustering=None)
+    using.load_state_dict({n: w for n, w in making.state_dict().items() if not n.startswith("clustering.")})
+    x = torch.randn(2, 12, 8)
+    clusters = soft_assignment(making.clustering(x, (3, 4)))
+    torch.testing.assert_close(using(x, (3, 4), clusters), making(x, (3, 4), None), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("every", "makers"), [(0, [0]), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (7, [0])])
+def test_onsite_clustering_says_which_blocks_make_an_assignment(every: int, makers: list[int]) -> None:
+    blocks = PaCaViTClassifier(replace(SMALL, onsite_clustering=(every, 0)), num_classes=3).backbone.stages[0].blocks
+    assert [b for b, block in enumerate(blocks) if block.attention.clustering is not None] == makers
+
+
+def test_the_model_returns_the_assignment_of_the_last_block_of_each_clustered_stage() -> None:
+    torch.manual_seed(0)
+    model = PaCaViTClassifier(replace(SMALL, onsite_clustering=(1, 0)), num_classes=3).eval()
+    outputs: list[tuple[Tensor, Tensor]] = []
+    for block in model.backbone.stages[0].blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    _, clusters = model(torch.randn(1, 3, 16, 16))
+    assert len(clusters) == 1
+    torch.testing.assert_close(clusters[0], outputs[-1][1], atol=0, rtol=0)
+
+
+def test_the_hidden_layer_of_the_mlp_clustering_follows_the_mlp_ratio() -> None:
+    model = PaCaViTClassifier(replace(SMALL, clustering="mlp", mlp_ratios=(2.5, 3)), num_classes=3)
+    assert model.backbone.stages[0].blocks[0].attention.clustering.hidden.weight.shape == (20, 8)
+
+
+def test_fresh_blocks_pass_tokens_on_unchanged() -> None:
+    torch.manual_seed(0)
+    block = PaCaViTClassifier(SMALL, num_classes=3).backbone.stages[0].blocks[0]
+    x = torch.randn(2, 16, 8)
+    torch.testing.assert_close(block(x, (4, 4), None)[0], x, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depths": (1, 1, 1)}, "depths has 3 entries; dims has 2 stages"),
+        ({"mlp_ratios": (4.0,)}, "mlp_ratios has 1 entries; dims has 2 stages"),
+        ({"num_heads": (3, 4)}, "num_heads=3 must divide model_dim=8"),
+        ({"clustering_kernel_sizes": (4, 3)}, "kernel size=4 must be odd"),
+        ({"drop_path": 1.0}, "drop path rate=1.0"),
+    ],
+)
+def test_a_config_that_does_not_fit_together_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PaCaViTClassifier(replace(SMALL, **change), num_classes=3)

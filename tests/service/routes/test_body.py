@@ -1,0 +1,88 @@
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from service.routes.body import UNDECIDED, check_media_type
+from service.tasks.pictures import PICTURE_MEDIA_TYPES
+from tests.service.tiny_bundle import MAX_BODY_BYTES
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/image-classification"
+MakePicture = Callable[..., bytes]
+
+
+async def best(client: httpx.AsyncClient, **request: object) -> str:
+    answer = await client.post(PATH, **request)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.text
+    label: str = answer.json()["predictions"][0]["label"]
+    return label
+
+
+@pytest.mark.parametrize("media_type", sorted(UNDECIDED | PICTURE_MEDIA_TYPES))
+async def test_the_file_itself_may_be_the_body(
+    client: httpx.AsyncClient, make_picture: MakePicture, media_type: str
+) -> None:
+    headers = {"Content-Type": media_type} if media_type else {}
+    assert await best(client, content=make_picture((0, 0, 200)), headers=headers) == "blue"
+
+
+@pytest.mark.parametrize("media_type", ["IMAGE/PNG", "image/png; charset=binary", " image/png "])
+async def test_a_media_type_is_read_as_http_writes_it(
+    client: httpx.AsyncClient, make_picture: MakePicture, media_type: str
+) -> None:
+    assert await best(client, content=make_picture((0, 0, 200)), headers={"Content-Type": media_type}) == "blue"
+
+
+@pytest.mark.parametrize("part", [("a.png", "image/png"), ("a", "application/octet-stream"), ("", "image/png")])
+async def test_the_file_may_be_a_form_s_field(
+    client: httpx.AsyncClient, make_picture: MakePicture, part: tuple[str, str]
+) -> None:
+    name, media_type = part
+    assert await best(client, files={"file": (name or "x", make_picture((0, 200, 0)), media_type)}) == "green"
+
+
+async def test_a_part_without_a_type_is_known_by_its_first_bytes(
+    client: httpx.AsyncClient, make_picture: MakePicture
+) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    content = head + make_picture((0, 200, 0)) + b"\r\n--b--\r\n"
+    assert await best(client, content=content, headers={"Content-Type": "multipart/form-data; boundary=b"}) == "green"
+
+
+async def test_other_fields_beside_the_file_do_no_harm(client: httpx.AsyncClient, make_picture: MakePicture) -> None:
+    file = ("a.png", make_picture((0, 200, 0)), "image/png")
+    assert await best(client, files={"file": file}, data={"comment": "mine", "date": "today"}) == "green"
+
+
+async def test_a_body_may_come_in_chunks_of_unknown_number(
+    client: httpx.AsyncClient, make_picture: MakePicture
+) -> None:
+    picture = make_picture((0, 200, 0))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(picture), 7):
+            yield picture[start : start + 7]
+
+    assert await best(client, content=chunks()) == "green"
+
+
+async def test_a_body_of_exactly_the_limit_is_read(client: httpx.AsyncClient, make_picture: MakePicture) -> None:
+    picture = make_picture((0, 200, 0))
+    assert await best(client, content=picture + bytes(MAX_BODY_BYTES - len(picture))) == "green"
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "image/tiff"])
+async def test_a_wrong_type_is_refused_before_the_body_is_read(client: httpx.AsyncClient, media_type: str) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise AssertionError("nobody should read on")
+
+    answer = await client.post(PATH, content=body(), headers={"Content-Type": media_type})
+    assert answer.status_code == 415
+
+
+async def test_an_undecided_type_leaves_it_to_the_first_bytes() -> None:
+    assert {check_media_type(name, PICTURE_MEDIA_TYPES) for name in UNDECIDED} == {""}
+    assert check_media_type("image/gif", PICTURE_MEDIA_TYPES) == "image/gif"

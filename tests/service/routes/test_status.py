@@ -1,0 +1,59 @@
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.bundle import MANIFEST
+from service.settings import Settings
+from tests.service.conftest import Serve
+from tests.service.tiny_bundle import NAME
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_models_are_listed_as_openai_clients_read_them(client: httpx.AsyncClient) -> None:
+    body = (await client.get("/v1/models")).json()
+    assert body == {
+        "object": "list",
+        "data": [
+            {
+                "id": NAME,
+                "object": "model",
+                "created": int(datetime(2026, 1, 2, tzinfo=UTC).timestamp()),
+                "owned_by": "tests",
+                "task": "image-classification",
+                "version": "1.2.3",
+                "default": True,
+                "runtime": "onnx",
+                "device": "cpu",
+                "kernel": "portable",
+            }
+        ],
+    }
+
+
+async def test_a_model_tells_its_whole_manifest(client: httpx.AsyncClient, tiny_bundle: Path) -> None:
+    body = (await client.get(f"/v1/models/{NAME}")).json()
+    manifest = json.loads((tiny_bundle / MANIFEST).read_text())
+    entry = (await client.get("/v1/models")).json()["data"][0]
+    assert body == manifest | entry | {"created": entry["created"]}
+
+
+async def test_health_tells_live_and_ready(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"status": "live"}
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_metrics_are_prometheus_text(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert f'inference_queue_depth{{model="{NAME}"}} 0.0' in answer.text.splitlines()
+
+
+async def test_the_list_names_what_really_runs(serve: Serve, settings: Callable[..., Settings]) -> None:
+    async with serve(device="auto") as client:
+        (entry,) = (await client.get("/v1/models")).json()["data"]
+    assert entry["device"] in {"cpu", "cuda"}

@@ -1,0 +1,157 @@
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from service.runtimes import warmup
+from service.runtimes.warmup import REPEATS, find_max_batch
+from service.sample import Arrays
+
+EXAMPLE = {"image": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+
+# Seconds of a whole batch by its size: 4 is the smallest whose samples are within 5 % of the fastest.
+USUAL = {1: 1.0, 2: 1.4, 4: 2.08, 8: 4.0, 12: 6.0}
+
+
+class ScriptedRuntime:
+    """Takes as long as its script says, on a clock of its own."""
+
+    name, version, device, kernel, num_streams = "scripted", "1", "cpu", "portable", 1
+
+    def __init__(self, seconds: Mapping[int, float] = USUAL) -> None:
+        self.seconds = seconds
+        self.now = 0.0
+        self.sizes: list[int] = []
+        self.delays: dict[int, float] = {}  # the run of this number takes so much longer
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        assert tuple(outputs) == ("logits",)
+        size = len(inputs["image"])
+        self.now += self.seconds[size] + self.delays.get(len(self.sizes), 0.0)
+        self.sizes.append(size)
+        np.testing.assert_array_equal(inputs["image"], np.resize(EXAMPLE["image"], (size, 3)))
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def find(monkeypatch: pytest.MonkeyPatch, runtime: ScriptedRuntime, cache: Path, **facts: object) -> int:
+    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: runtime.now))
+    usual = {"outputs": ("logits",), "limit": 12, "bundle_sha256": "a" * 64, "cache": cache}
+    return find_max_batch(runtime, EXAMPLE, **usual | facts)
+
+
+def test_the_smallest_batch_that_is_nearly_as_fast_is_the_cap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runtime = ScriptedRuntime()
+    assert find(monkeypatch, runtime, tmp_path) == 4
+    assert sorted(set(runtime.sizes)) == [1, 2, 4, 8, 12]
+
+
+def test_where_batches_do_not_pay_samples_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runtime = ScriptedRuntime({size: float(size) for size in (1, 2, 4, 8, 12)})
+    assert find(monkeypatch, runtime, tmp_path) == 1
+
+
+def test_one_slow_run_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runtime = ScriptedRuntime()
+    runtime.delays = {2 * REPEATS: 100.0}  # the first run of batch size 4
+    assert find(monkeypatch, runtime, tmp_path) == 4
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12])])
+def test_no_batch_is_larger_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: int, sizes: list[int]
+) -> None:
+    runtime = ScriptedRuntime()
+    assert find(monkeypatch, runtime, tmp_path, limit=limit) <= limit
+    assert sorted(set(runtime.sizes)) == sizes
+
+
+def test_a_finding_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path / "made" / "for it")
+    runtime = ScriptedRuntime()
+    assert find(monkeypatch, runtime, tmp_path / "made" / "for it") == 4
+    assert runtime.sizes == []
+
+
+@pytest.mark.parametrize("facts", [{"bundle_sha256": "b" * 64}, {"limit": 8}])
+def test_another_bundle_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: dict[str, object]
+) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path)
+    runtime = ScriptedRuntime()
+    find(monkeypatch, runtime, tmp_path, **facts)
+    assert runtime.sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("count_cores", lambda: 77), ("_processor", lambda: "model name: another one")]
+)
+def test_another_machine_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object
+) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path)
+    monkeypatch.setattr(warmup, name, value)
+    runtime = ScriptedRuntime()
+    find(monkeypatch, runtime, tmp_path)
+    assert runtime.sizes
+
+
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("version", "2"), ("name", "other")])
+def test_another_runtime_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path)
+    runtime = ScriptedRuntime()
+    setattr(runtime, name, value)
+    find(monkeypatch, runtime, tmp_path)
+    assert runtime.sizes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"max_batch": null}',
+        b'{"max_batch": "x"}',
+        b'{"max_batch": 1e999}',
+    ],
+)
+def test_a_corrupt_finding_is_measured_again_and_mended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    runtime = ScriptedRuntime()
+    assert find(monkeypatch, runtime, tmp_path) == 4
+    assert runtime.sizes
+    assert json.loads(path.read_text()) == {"max_batch": 4}
+
+
+@pytest.mark.parametrize(("found", "used"), [(0, 1), (-3, 1), (99, 12)])
+def test_a_finding_out_of_range_is_brought_into_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: int, used: int
+) -> None:
+    find(monkeypatch, ScriptedRuntime(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(json.dumps({"max_batch": found}))
+    assert find(monkeypatch, ScriptedRuntime(), tmp_path) == used
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("in the place of a folder")
+    assert find(monkeypatch, ScriptedRuntime(), blocker) == 4
+    (record,) = caplog.records
+    assert (record.levelname, "the next start measures again" in record.getMessage()) == ("WARNING", True)

@@ -1,0 +1,78 @@
+"""Train a shipped model: `python -m training NAME`.
+
+Leaves averaged weights, rounded to half precision, and `run.json`, with the quality measured with them, in the work
+folder, from where `python -m export` makes a bundle. A run that was interrupted goes on when the command is repeated.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from service.bundle import open_bundle
+from training.handover import RUN, describe_run
+from training.loop import CHECKPOINT, log, train
+from training.recipes import RECIPES
+
+WEIGHTS = "weights.safetensors"
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--work", type=Path, default=Path("build/training"), help="folder for checkpoints and logs")
+    parser.add_argument("--from", dest="bundle", type=Path, help="bundle whose weights the run starts from")
+    parser.add_argument(
+        "--device",
+        type=torch.device,
+        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        help="where to train; a GPU if there is one",
+    )
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.name]
+    work: Path = arguments.work / recipe.name
+    model, seconds = train(
+        recipe,
+        data=arguments.data,
+        work=work,
+        device=arguments.device,
+        start_weights=open_bundle(arguments.bundle).folder / WEIGHTS if arguments.bundle else None,
+    )
+    round_to_half(model.cpu())  # on a GPU, convolutions would round further, to TF32
+    quality = {split: recipe.problem.evaluate(model, arguments.data, split) for split in ("valid", "test_dev")}
+    save_half(model, work / WEIGHTS)
+    run = describe_run(recipe, quality, minutes=seconds / 60, device=arguments.device)
+    (work / RUN).write_text(json.dumps(run, indent=2) + "\n")
+    log(work, {"quality": quality})
+    (work / CHECKPOINT).unlink()  # the run is over; the same command makes a new one
+    print(json.dumps(quality, indent=2))
+
+
+def round_to_half(model: nn.Module) -> None:
+    """Round all weights to what float16 can hold: files are half as large and exact, and quality is measured after.
+
+    Raises: ValueError naming a weight that is beyond the range of float16.
+    """
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.copy_(weight.half())
+            if not weight.isfinite().all():
+                raise ValueError(f"{name} has values beyond 65504, the largest of float16; it cannot be shipped so")
+
+
+def save_half(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model that was rounded, floating-point ones as float16."""
+    state = {
+        name: (weight.half() if weight.is_floating_point() else weight).contiguous().cpu()
+        for name, weight in model.state_dict().items()
+    }
+    save_file(state, path)
+
+
+if __name__ == "__main__":
+    main()
