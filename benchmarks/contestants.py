@@ -126,7 +126,7 @@ def run_bare(bundle: Path) -> Iterator[BareLoop]:
 def read_max_batch(server: Server) -> int:
     """Read from our service's log which batch cap its warm-up found."""
     for line in server.log.read_text().splitlines():
-        entry = json.loads(line)
+        entry = json.loads(line) if line.startswith("{") else {}
         if "max_batch" in entry:
             return int(entry["max_batch"])
     raise ValueError(f"{server.log} does not say max_batch")

@@ -26,7 +26,7 @@ RESULTS = Path("benchmarks/results")
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 # Words of a processor's name that tell nothing about it.
-_NOISE = re.compile(r"\((r|tm)\)|\b(amd|intel|cpu|processor|\d+-core|with .*|@.*)", re.IGNORECASE)
+_NOISE = re.compile(r"\((r|tm)\)|@.*|\b(amd|intel|cpu|processor|\d+-core|with .*)", re.IGNORECASE)
 
 
 class CoreSeconds(NamedTuple):
