@@ -1,7 +1,8 @@
-"""Measure, and write what was measured to `benchmarks/results/`: `python -m benchmarks [serving|robustness|export]`.
+"""Measure, and write what was measured to `benchmarks/results/`: `python -m benchmarks [serving|robustness|startup|export]`.
 
 serving     our service beside a plain FastAPI route and the bare ONNX Runtime loop
 robustness  bad pictures among good ones, 600 requests at once
+startup     from the start of the process to the first answer
 export      the ONNX program beside eager torch
 
 All of them by default. Machines are noisy: compare numbers of one run only, and close what else runs.
@@ -20,11 +21,12 @@ from benchmarks.program import measure_program, render_program
 from benchmarks.robustness import measure_robustness, render_robustness
 from benchmarks.serving import Plan, measure_serving
 from benchmarks.serving_report import METHOD, render_bundle
+from benchmarks.startup import measure_startup, render_startup
 
 SCRATCH = Path("build/benchmarks")
 RANDOM_BUNDLE = SCRATCH / "paca-vit-random"
 SHIPPED_BUNDLE = Path("bundles/paca-vit-micro-cifar10")
-FULL = Plan(rounds=5, seconds=3.0, warm_seconds=0.5)
+FULL = Plan(rounds=3, seconds=2.0, warm_seconds=0.4)
 QUICK = Plan(rounds=2, seconds=1.0, warm_seconds=0.3)
 
 
@@ -50,9 +52,15 @@ def report_export(bundle: Path, plan: Plan) -> str:
     return f"## {bundle.name}\n\n{render_program(found)}"
 
 
+def report_startup(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - the same for every plan
+    """Start the service on a trained bundle."""
+    return f"## {bundle.name}\n\n{render_startup(measure_startup(bundle, SCRATCH / 'logs'))}"
+
+
 REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "serving": report_serving,
     "robustness": report_robustness,
+    "startup": report_startup,
     "export": report_export,
 }
 

@@ -25,6 +25,7 @@ from service.bundle import open_bundle
 OURS, PLAIN = "ours", "plain"
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0
+CACHE = Path("build/cache")  # what the service takes by default
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,25 @@ class BareLoop:
 
 
 @contextmanager
-def run_ours(bundle: Path, scratch: Path, picture: bytes) -> Iterator[Server]:
+def run_ours(bundle: Path, scratch: Path, picture: bytes, *, cache: Path = CACHE) -> Iterator[Server]:
     """Run our service with this bundle alone and default settings, until the block ends.
 
     Args:
         bundle: its folder.
         scratch: folder for the log.
         picture: to ask for the first answer with.
+        cache: where the service keeps what its warm-up finds.
     """
     address = _find_address()
     path = f"/v1/image-classification/{open_bundle(bundle).manifest.name}"
     with tempfile.TemporaryDirectory() as served:
         (Path(served) / bundle.name).symlink_to(bundle.resolve())
-        settings = {"SERVICE_BUNDLES": served, "SERVICE_PORT": str(address[1]), "SERVICE_DEVICE": "cpu"}
+        settings = {
+            "SERVICE_BUNDLES": served,
+            "SERVICE_CACHE": str(cache),
+            "SERVICE_DEVICE": "cpu",
+            "SERVICE_PORT": str(address[1]),
+        }
         log = scratch / f"{OURS}.log"
         with _run(["-m", "service"], settings, log) as process:
             server = Server(OURS, address, path, process.pid, log)

@@ -1,6 +1,7 @@
 """Run the service: `python -m service`, configured by `SERVICE_*` in the environment."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -80,6 +81,9 @@ def main() -> int:
     except BundleError as error:
         logger.error("cannot start: %s", error)  # noqa: TRY400 - the message says it all
         return 1
+    # What start-up made stays: a full collection over it holds all threads up for 60 ms every few thousand requests.
+    gc.collect()
+    gc.freeze()
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,7 +90,8 @@ class Batcher:
         self._program, self._metrics, self._clock = program, metrics, clock
         self._max_batch, self._max_queue, self._max_wait = max_batch, max_queue, max_wait_seconds
         self._buckets = tuple(buckets)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._sleepers: list[threading.Condition] = []  # one for each sleeping worker, the latest last
         self._waiting: dict[int, deque[_Waiting]] = {}
         self._num_idle = 0
         self._num_open = 0
@@ -144,9 +146,10 @@ class Batcher:
 
     def close(self) -> None:
         """Let the workers end once they have finished the batch in hand; nothing may be put afterwards."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
+            for sleeper in self._sleepers:
+                sleeper.notify()
         for worker in self._workers:
             worker.join()
 
@@ -182,10 +185,12 @@ class Batcher:
             finish: turns its outputs, without batch dimension and padding, into the answer; runs on the worker.
         """
         bucket = bucket_of(sample.length, self._buckets)
-        with self._changed:
+        with self._lock:
             waiting = _Waiting(ticket, sample, outputs, finish, self._clock())
             self._waiting.setdefault(bucket, deque()).append(waiting)
-            self._changed.notify()
+            if self._sleepers:
+                # The latest one: waking workers in turn would move a lone stream of requests from core to core.
+                self._sleepers.pop().notify()
 
     def fail(self, ticket: Ticket, error: BaseException) -> None:
         """Answer a ticket with an error."""
@@ -210,17 +215,25 @@ class Batcher:
 
         Returns: its samples and its bucket; None once the batcher is closed.
         """
-        with self._changed:
+        with self._lock:
             self._num_idle += 1
             try:
                 while not self._is_closed:
                     batch, seconds = self.choose()
                     if batch is not None:
                         return batch
-                    self._changed.wait(seconds)
+                    self._sleep(seconds)
                 return None
             finally:
                 self._num_idle -= 1
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Wait, with the lock held, until something is put or the time is over (None: for as long as it takes)."""
+        sleeper = threading.Condition(self._lock)
+        self._sleepers.append(sleeper)
+        if not sleeper.wait(seconds):
+            with suppress(ValueError):  # whoever notifies removes it
+                self._sleepers.remove(sleeper)
 
     def choose(self) -> tuple[tuple[list[_Waiting], int] | None, float | None]:
         """Apply the rule above to what waits.

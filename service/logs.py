@@ -3,9 +3,22 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 ACCESS = logging.getLogger("service.access")
+
+
+def log_request(fields: Mapping[str, Any]) -> None:
+    """Log a finished request.
+
+    Differs: from `ACCESS.info` in time alone: the record is made without searching the stack for the caller.
+    """
+    if ACCESS.isEnabledFor(logging.INFO):
+        record = logging.LogRecord(ACCESS.name, logging.INFO, "", 0, "request", None, None)
+        record.fields = fields
+        ACCESS.handle(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,3 +43,5 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Facts that no line shows: finding them costs more than writing the line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from service.catalog import Catalog
 from service.endpoint import Answer, Endpoint
 from service.errors import DeadlineExceeded, InternalError, InvalidInput, ServiceError
-from service.logs import ACCESS
+from service.logs import ACCESS, log_request
 from service.routes.body import FIELD, read_file
 from service.routes.problems import MEDIA_TYPE, Problem, find_request_id, problem_response
 from service.settings import Settings
@@ -26,11 +26,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_predict_router(catalog: Catalog, settings: Settings) -> APIRouter:
-    """Make `POST /v1/{task}` and `POST /v1/{task}/{model}` for every task."""
+    """Make `POST /v1/{task}` and `POST /v1/{task}/{model}` for every task.
+
+    Each path has two routes with one handler. The plain one comes first and answers: the handler reads the request by
+    itself, so FastAPI's dependency injection would only cost time. The other one is there to be described by OpenAPI.
+    """
     router = APIRouter()
     for task in TASKS.values():
         handler = _make_handler(task, catalog, settings)
         for path, parameters in ((f"/v1/{task.name}", []), (f"/v1/{task.name}/{{model}}", [_MODEL_PARAMETER])):
+            router.add_route(path, handler, methods=["POST"], include_in_schema=False)
             router.add_api_route(
                 path,
                 handler,
@@ -170,7 +175,7 @@ def _record(
     fields["seconds"] = round(seconds, 6)
     if answer is not None:
         fields |= {f"{stage}_seconds": round(value, 6) for stage, value in answer.times.items()}
-    ACCESS.info("request", extra={"fields": fields})
+    log_request(fields)
 
 
 _MODEL_PARAMETER = {

@@ -19,8 +19,10 @@ from service.settings import count_cores
 
 logger = logging.getLogger(__name__)
 
-REPEATS = 3
-WORTH = 1.05  # a batch is as good as the best if a sample in it takes at most 5 % longer
+REPEATS = 5
+# What a batch of any size costs besides its run, waking the worker, the event loop and the clients (docs/log.md).
+SECONDS_PER_BATCH = 0.0005
+WORTH = 1.03  # a batch is as good as the best if a sample in it takes at most 3 % longer
 
 
 def find_max_batch(
@@ -52,23 +54,27 @@ def find_max_batch(
 
 def _measure(runtime: Runtime, example: Arrays, outputs: Sequence[str], limit: int) -> int:
     sizes = [1 << power for power in range(limit.bit_length()) if 1 << power < limit] + [limit]
-    seconds_per_sample: dict[int, float] = {}
-    for size in sizes:
-        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in example.items()}
-        seconds_per_sample[size] = min(_time(runtime, batch, outputs) for _ in range(REPEATS)) / size
+    batches = {
+        size: {name: np.resize(array, (size, *array.shape[1:])) for name, array in example.items()} for size in sizes
+    }
+    # In turns, so that a busy moment of the machine does not hit one size alone.
+    rounds = [{size: _time(runtime, batch, outputs) for size, batch in batches.items()} for _ in range(REPEATS)]
+    seconds_per_sample = {size: (min(found[size] for found in rounds) + SECONDS_PER_BATCH) / size for size in sizes}
     best = min(seconds_per_sample.values())
     return next(size for size in sizes if seconds_per_sample[size] <= WORTH * best)
 
 
 def _time(runtime: Runtime, batch: Arrays, outputs: Sequence[str]) -> float:
-    start = time.perf_counter()
+    # On the CPU the calling thread does all the work, and what it used does not depend on what else the machine does.
+    clock = time.thread_time if runtime.device == "cpu" else time.perf_counter
+    start = clock()
     runtime.run(batch, outputs)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _fingerprint(runtime: Runtime, limit: int, bundle_sha256: str) -> str:
     machine = (platform.machine(), _processor(), count_cores(), runtime.name, runtime.device, runtime.version, limit)
-    return hashlib.sha256(repr((bundle_sha256, machine)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((bundle_sha256, machine, WORTH, SECONDS_PER_BATCH)).encode()).hexdigest()[:32]
 
 
 def _processor() -> str:

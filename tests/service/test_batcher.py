@@ -509,7 +509,7 @@ async def test_free_workers_share_what_waits_and_run_beside_each_other() -> None
     while batcher._num_idle < 2:
         await checkpoint()
     tickets = [batcher.admit(LONG) for _ in range(4)]
-    with batcher._changed:  # the workers see all four at once
+    with batcher._lock:  # the workers see all four at once
         for value, ticket in enumerate(tickets):
             sample = Sample(inputs={"x": np.full((1,), value)}, length=1, context=None)
             batcher.put(ticket, sample, ("y",), first_number)
