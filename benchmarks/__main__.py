@@ -1,4 +1,4 @@
-"""Measure, and write what was measured to `benchmarks/results/`: `python -m benchmarks [serving|robustness|startup|export]`.
+"""Measure, and write what was measured to `benchmarks/results/`: `python -m benchmarks [SUBJECT]`.
 
 serving     our service beside a plain FastAPI route and the bare ONNX Runtime loop
 robustness  bad pictures among good ones, 600 requests at once
