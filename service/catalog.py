@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from service.metrics import Metrics
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger(__name__)
+
+DECODE_NICENESS = 5
 
 
 class Catalog:
@@ -111,7 +116,8 @@ def open_catalog(settings: Settings, metrics: Metrics) -> Catalog:
     Raises: BundleError if one of them cannot be served, or there are none.
     """
     folders = _find_bundles(settings.bundles)
-    decode_pool = ThreadPoolExecutor(settings.decode_threads or count_cores(), thread_name_prefix="decode")
+    num_threads = settings.decode_threads or count_cores()
+    decode_pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=_yield_to_workers)
     endpoints = [open_endpoint(open_bundle(folder), settings, metrics, decode_pool) for folder in folders]
     return Catalog(endpoints, decode_pool, settings)
 
@@ -126,3 +132,11 @@ def _find_bundles(root: Path) -> list[Path]:
     if not folders:
         raise BundleError(f"{root} holds no bundle (*/{MANIFEST}); export one with `python -m export`")
     return folders
+
+
+def _yield_to_workers() -> None:
+    """Lower the priority of this decode thread: a batch that is interrupted to decode the next one loses its caches."""
+    if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + DECODE_NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
