@@ -39,7 +39,7 @@ check: $(DEV_STAMP) ## lint, formatting, types, import layers, documentation
 bench: $(DEV_STAMP) ## measure the service beside its peers
 	$(BIN)/python -m benchmarks
 
-# glibc would give every step's buffers back to Linux and fault them in again; kept, training on CPU is a quarter faster.
+# glibc would give every step's buffers back to Linux and fault them in again; kept, training on a CPU is faster.
 bundles: export MALLOC_MMAP_MAX_ := 0
 bundles: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 bundles: export MALLOC_TOP_PAD_ := 200000000

@@ -81,7 +81,7 @@ def main() -> int:
     except BundleError as error:
         logger.error("cannot start: %s", error)  # noqa: TRY400 - the message says it all
         return 1
-    # What start-up made stays: a full collection over it holds all threads up for 60 ms every few thousand requests.
+    # What start-up made stays: a full collection over it would hold all threads up every few thousand requests.
     gc.collect()
     gc.freeze()
     config = uvicorn.Config(

@@ -25,7 +25,7 @@ RECIPE = Recipe(
         label_smoothing=0.1,
     ),
     epochs=32,
-    batch_size=256,  # the optimiser step costs the same for any batch; at 128 it took a fifth of the time
+    batch_size=256,  # the optimiser step costs the same for any batch
     optimizer=OptimizerConfig(muon_lr=4e-3, adamw_lr=3e-3),
     facts=Facts(
         version="1.0.0",
