@@ -135,7 +135,7 @@ def _find_bundles(root: Path) -> list[Path]:
 
 
 def _yield_to_workers() -> None:
-    """Lower the priority of this decode thread: a batch that is interrupted to decode the next one loses its caches."""
+    """Lower this decode thread's priority, so that it seldom interrupts a batch; no gain shown yet (docs/log.md)."""
     if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread) + DECODE_NICENESS

@@ -20,7 +20,7 @@ from service.settings import count_cores
 logger = logging.getLogger(__name__)
 
 REPEATS = 5
-# What a batch of any size costs besides its run, waking the worker, the event loop and the clients (docs/log.md).
+# Estimate of what a batch of any size costs besides its run: waking the worker, the event loop and the clients.
 SECONDS_PER_BATCH = 0.001
 WORTH = 1.03  # a batch is as good as the best if a sample in it takes at most 3 % longer
 
