@@ -11,8 +11,9 @@ from fastapi.staticfiles import StaticFiles
 
 from service.catalog import open_catalog
 from service.metrics import Metrics
-from service.routes.predict import make_predict_router
+from service.routes.predict import make_handlers, make_predict_router
 from service.routes.problems import add_error_handlers
+from service.routes.shortcut import PredictionShortcut
 from service.routes.status import make_status_router
 from service.settings import Settings
 
@@ -46,7 +47,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.catalog = catalog
     add_error_handlers(app)
-    app.include_router(make_predict_router(catalog, settings))
+    handlers = make_handlers(catalog, settings)
+    app.add_middleware(PredictionShortcut, handlers=handlers)
+    app.include_router(make_predict_router(handlers))
     app.include_router(make_status_router(catalog, metrics))
     _add_docs(app)
     return app

@@ -2,9 +2,6 @@
 
 import asyncio
 import logging
-import os
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +12,6 @@ from service.metrics import Metrics
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger(__name__)
-
-DECODE_NICENESS = 5
 
 
 class Catalog:
@@ -117,7 +112,7 @@ def open_catalog(settings: Settings, metrics: Metrics) -> Catalog:
     """
     folders = _find_bundles(settings.bundles)
     num_threads = settings.decode_threads or count_cores()
-    decode_pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=_yield_to_workers)
+    decode_pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     endpoints = [open_endpoint(open_bundle(folder), settings, metrics, decode_pool) for folder in folders]
     return Catalog(endpoints, decode_pool, settings)
 
@@ -132,11 +127,3 @@ def _find_bundles(root: Path) -> list[Path]:
     if not folders:
         raise BundleError(f"{root} holds no bundle (*/{MANIFEST}); export one with `python -m export`")
     return folders
-
-
-def _yield_to_workers() -> None:
-    """Lower this decode thread's priority, so that it seldom interrupts a batch; no gain shown yet (docs/log.md)."""
-    if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread) + DECODE_NICENESS
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-Arrays = dict[str, npt.NDArray[Any]]
+AnyArray = npt.NDArray[Any]
+Arrays = dict[str, AnyArray]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -25,20 +25,23 @@ CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer, only the lo
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_predict_router(catalog: Catalog, settings: Settings) -> APIRouter:
+def make_handlers(catalog: Catalog, settings: Settings) -> dict[str, Handler]:
+    """Make what answers each task, by its name."""
+    return {task.name: _make_handler(task, catalog, settings) for task in TASKS.values()}
+
+
+def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
     """Make `POST /v1/{task}` and `POST /v1/{task}/{model}` for every task.
 
-    Each path has two routes with one handler. The plain one comes first and answers: the handler reads the request by
-    itself, so FastAPI's dependency injection would only cost time. The other one is there to be described by OpenAPI.
+    Args:
+        handlers: name of the task → what answers it.
     """
     router = APIRouter()
     for task in TASKS.values():
-        handler = _make_handler(task, catalog, settings)
         for path, parameters in ((f"/v1/{task.name}", []), (f"/v1/{task.name}/{{model}}", [_MODEL_PARAMETER])):
-            router.add_route(path, handler, methods=["POST"], include_in_schema=False)
             router.add_api_route(
                 path,
-                handler,
+                handlers[task.name],
                 methods=["POST"],
                 name=task.name,
                 operation_id=path.strip("/").replace("/", "-").replace("{", "").replace("}", ""),

@@ -1,13 +1,10 @@
-import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from service.catalog import DECODE_NICENESS, Catalog, open_catalog
+from service.catalog import Catalog, open_catalog
 from service.errors import BundleError, NotReady, UnknownModel
 from service.metrics import Metrics
 from service.settings import Settings
@@ -113,12 +110,4 @@ async def test_drain_gives_up_on_what_takes_too_long(
     assert not ticket.future.done()
     assert "unanswered" in caplog.text
     ticket.future.cancel()
-    catalog.close()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
-def test_decode_threads_yield_to_everybody_else(tiny_bundle: Path, settings: MakeSettings) -> None:
-    catalog = open_in(tiny_bundle.parent, settings)
-    niceness = catalog._decode_pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
-    assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + DECODE_NICENESS)
     catalog.close()
