@@ -44,7 +44,8 @@ bundles: export MALLOC_MMAP_MAX_ := 0
 bundles: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 bundles: export MALLOC_TOP_PAD_ := 200000000
 bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
-	$(BIN)/python -m training paca-vit-micro-cifar10
+	$(BIN)/python -m training paca-vit-micro-cifar10-first
+	$(BIN)/python -m training paca-vit-micro-cifar10 --from build/training/paca-vit-micro-cifar10-first
 	$(BIN)/python -m export build/training/paca-vit-micro-cifar10
 
 constraints: $(BIN)/python ## pin every package at its latest version that fits

@@ -4,6 +4,7 @@ serving     our service beside a plain FastAPI route and the bare ONNX Runtime l
 robustness  bad pictures among good ones, 600 requests at once
 startup     from the start of the process to the first answer
 export      the ONNX program beside eager torch
+quality     accuracy on test_dev over HTTP; needs ../shared/data
 
 All of them by default. Machines are noisy: compare numbers of one run only, and close what else runs.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from benchmarks.bundles import open_random_bundle
 from benchmarks.machine import describe_setting, result_path
 from benchmarks.program import measure_program, render_program
+from benchmarks.quality import TEST_FILE, measure_quality, render_quality
 from benchmarks.robustness import measure_robustness, render_robustness
 from benchmarks.serving import Plan, measure_serving
 from benchmarks.serving_report import METHOD, render_bundle
@@ -57,11 +59,17 @@ def report_startup(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - the same 
     return f"## {bundle.name}\n\n{render_startup(measure_startup(bundle, SCRATCH / 'logs'))}"
 
 
+def report_quality(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - the whole split, whatever the plan
+    """Measure a trained bundle's accuracy as its users get it."""
+    return render_quality(bundle, measure_quality(bundle, SCRATCH / "logs"))
+
+
 REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "serving": report_serving,
     "robustness": report_robustness,
     "startup": report_startup,
     "export": report_export,
+    "quality": report_quality,
 }
 
 
@@ -75,6 +83,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; writes no file")
     arguments = parser.parse_args()
     for what in [arguments.what] if arguments.what else REPORTS:
+        if what == "quality" and not arguments.what and not TEST_FILE.exists():
+            print(f"quality: not measured, as {TEST_FILE} is not here")
+            continue
         load = os.getloadavg()[0]
         plan = QUICK if arguments.quick else FULL
         body = REPORTS[what](arguments.bundle, plan)

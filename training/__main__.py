@@ -12,12 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from service.bundle import open_bundle
-from training.handover import RUN, describe_run
+from training.handover import RUN, WEIGHTS, describe_run, read_start
 from training.loop import CHECKPOINT, log, train
 from training.recipes import RECIPES
-
-WEIGHTS = "weights.safetensors"
 
 
 def main() -> None:
@@ -26,7 +23,9 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="folder for checkpoints and logs")
-    parser.add_argument("--from", dest="bundle", type=Path, help="bundle whose weights the run starts from")
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="bundle or finished run whose weights the run starts from"
+    )
     parser.add_argument(
         "--device",
         type=torch.device,
@@ -36,17 +35,18 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.name]
     work: Path = arguments.work / recipe.name
+    start = read_start(arguments.start) if arguments.start else None
     model, seconds = train(
         recipe,
         data=arguments.data,
         work=work,
         device=arguments.device,
-        start_weights=open_bundle(arguments.bundle).folder / WEIGHTS if arguments.bundle else None,
+        start_weights=start.weights if start else None,
     )
     round_to_half(model.cpu())  # on a GPU, convolutions would round further, to TF32
     quality = {split: recipe.problem.evaluate(model, arguments.data, split) for split in ("valid", "test_dev")}
     save_half(model, work / WEIGHTS)
-    run = describe_run(recipe, quality, minutes=seconds / 60, device=arguments.device)
+    run = describe_run(recipe, quality, minutes=seconds / 60, device=arguments.device, start=start)
     (work / RUN).write_text(json.dumps(run, indent=2) + "\n")
     log(work, {"quality": quality})
     (work / CHECKPOINT).unlink()  # the run is over; the same command makes a new one

@@ -20,6 +20,7 @@ class Augmentation:
         has_flip: whether half of the pictures are mirrored left to right.
         brightness, contrast, saturation: largest relative change.
         cutout: side of a square of the batch's mean colour, pixels; it may lie partly outside the picture.
+        cutmix: share of the pictures in which a rectangle is taken from another picture (`cut_mix`).
     """
 
     crop_padding: int = 0
@@ -28,10 +29,11 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     cutout: int = 0
+    cutmix: float = 0.0
 
 
 def augment(images: Tensor, config: Augmentation, rng: Generator) -> Tensor:
-    """Apply every step of the configuration.
+    """Apply every step of the configuration that leaves a picture its label: all but `cutmix`.
 
     Args:
         images: (B, 3, Y, X) in [0, 1].
@@ -45,6 +47,31 @@ def augment(images: Tensor, config: Augmentation, rng: Generator) -> Tensor:
         images = torch.where(_uniform(images, rng) < 0.5, images.flip(-1), images)
     images = _jitter(images, config, rng)
     return _cutout(images, config.cutout, rng) if config.cutout else images
+
+
+def cut_mix(images: Tensor, share: float, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Replace a rectangle of some pictures by the same rectangle of the picture before them in the batch.
+
+    The rectangle has the shape of the picture, a uniformly drawn area and centre, and is cut at the border (Yun et al.
+    2019, section 3, with alpha = 1).
+
+    Args:
+        images: (B, 3, Y, X).
+        share: of the pictures, in [0, 1].
+        rng: source of chance, on the CPU.
+    Returns: pictures (B, 3, Y, X); kept (B,), the share of each picture's area that is still its own.
+    """
+    B, _, Y, X = images.shape
+    side = torch.rand(B, 1, generator=rng).sqrt() * (torch.rand(B, 1, generator=rng) < share)  # of the picture's
+    row = _interval(Y, side, torch.rand(B, 1, generator=rng))  # (B, Y)
+    column = _interval(X, side, torch.rand(B, 1, generator=rng))  # (B, X)
+    foreign = (row[:, :, None] & column[:, None, :])[:, None].to(images.device)  # (B, 1, Y, X)
+    return torch.where(foreign, images.roll(1, dims=0), images), 1.0 - foreign.float().mean(dim=(1, 2, 3))
+
+
+def _interval(size: int, share: Tensor, centre: Tensor) -> Tensor:
+    """Mark the pixels of a line that lie in an interval: share (B, 1) long around centre (B, 1), both of the line."""
+    return ((torch.arange(size) + 0.5) / size - centre).abs() < share / 2
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -1,23 +1,72 @@
-"""What a finished run tells `python -m export`: `run.json`, with the fields of a bundle's manifest."""
+"""What a finished run tells `python -m export`, or a run that starts from it: `run.json`.
 
+Its fields are those of a bundle's manifest.
+"""
+
+import hashlib
+import json
 import os
 import platform
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from service.bundle import MANIFEST, Origin, open_bundle
 from training.recipe import Recipe
 
 RUN = "run.json"
+WEIGHTS = "weights.safetensors"
 OWNER = "clustered-attention-server"
 
 
+@dataclass(frozen=True)
+class Start:
+    """Trained weights that a run starts from.
+
+    Attributes:
+        folder: as the user named it.
+        name, version: of the run or the bundle.
+        origin: how the weights were made.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    origin: Origin
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights."""
+        return self.folder / WEIGHTS
+
+
+def read_start(folder: Path) -> Start:
+    """Read what a run starts from.
+
+    Args:
+        folder: of a finished run or of a bundle.
+    Raises: ValueError if the folder is neither; pydantic's ValidationError; BundleError.
+    """
+    if (folder / RUN).exists():
+        run = json.loads((folder / RUN).read_text())
+        return Start(folder, run["name"], run["version"], Origin.model_validate(run["origin"]))
+    if (folder / MANIFEST).exists():
+        manifest = open_bundle(folder).manifest
+        return Start(folder, manifest.name, manifest.version, manifest.origin)
+    raise ValueError(f"{folder} has neither {RUN} nor {MANIFEST}; name a finished run's folder or a bundle")
+
+
 def describe_run(
-    recipe: Recipe, quality: dict[str, dict[str, float]], *, minutes: float, device: torch.device
+    recipe: Recipe,
+    quality: dict[str, dict[str, float]],
+    *,
+    minutes: float,
+    device: torch.device,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Collect the facts about trained weights.
 
@@ -26,8 +75,17 @@ def describe_run(
         quality: split → metric → value, measured with the weights as they ship.
         minutes: that training took.
         device: that it ran on.
+        start: what it started from, instead of fresh weights.
     """
     facts = recipe.facts
+    command, numbers = f"python -m training {recipe.name}", _summarise(recipe)
+    if start is not None:
+        command += f" --from {start.folder}"
+        sha256 = hashlib.sha256(start.weights.read_bytes()).hexdigest()
+        numbers += (
+            f". Started from {start.name} {start.version} (weights with SHA-256 {sha256}), made in "
+            f"{start.origin.minutes:.0f} minutes by `{start.origin.command}`: {start.origin.recipe}"
+        )
     return {
         "name": recipe.name,
         "version": facts.version,
@@ -39,11 +97,11 @@ def describe_run(
         "license": facts.license,
         "origin": {
             "architecture": recipe.model,
-            "command": f"python -m training {recipe.name}",
+            "command": command,
             "seed": recipe.seed,
             "minutes": round(minutes, 1),
             "hardware": _name_hardware(device),
-            "recipe": _summarise(recipe),
+            "recipe": numbers,
             "data": facts.data,
             "data_license": facts.data_license,
         },

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from service.tasks.pictures import PictureSpec, decode_picture
-from training.augmentation import Augmentation, augment, resize
+from training.augmentation import Augmentation, augment, cut_mix, resize
 
 EVALUATION_BATCH = 250
 
@@ -48,6 +48,7 @@ class ImageClassification:
         resolutions: (share of the run, side) in order: pictures have that side until that share is over.
         augmentation: strengths.
         label_smoothing: of the cross-entropy.
+        cutmix_until: share of the run after which pictures are no longer mixed.
     """
 
     train_file: str
@@ -58,6 +59,7 @@ class ImageClassification:
     resolutions: tuple[tuple[float, int], ...]
     augmentation: Augmentation
     label_smoothing: float = 0.0
+    cutmix_until: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a resolution schedule that does not reach the end of the run.
@@ -102,9 +104,14 @@ class ImageClassification:
         """Cross-entropy of an augmented batch at the resolution of this part of the run."""
         images = augment(_to_float(examples.images[rows], model), self.augmentation, rng)
         images = resize(images, next(side for share, side in self.resolutions if progress < share))
+        images, kept = cut_mix(images, self.augmentation.cutmix if progress < self.cutmix_until else 0.0, rng)
         logits, _ = model(self.normalise(images))
-        labels = examples.labels[rows].to(logits.device)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        labels, kept = examples.labels[rows].to(logits.device), kept.to(logits.device)
+        losses = [
+            F.cross_entropy(logits.float(), part, label_smoothing=self.label_smoothing, reduction="none")
+            for part in (labels, labels.roll(1))
+        ]
+        return (kept * losses[0] + (1.0 - kept) * losses[1]).mean()
 
     def evaluate(self, model: nn.Module, data: Path, split: str) -> dict[str, float]:
         """Top-1 accuracy and cross-entropy over a whole split."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.augmentation import Augmentation, augment, resize
+from training.augmentation import Augmentation, augment, cut_mix, resize
 
 EVERYTHING = Augmentation(crop_padding=2, has_flip=True, brightness=0.2, contrast=0.3, saturation=0.4, cutout=3)
 NOTHING = Augmentation()
@@ -98,3 +98,26 @@ def test_resizing_keeps_a_constant_picture_and_averages_when_it_shrinks() -> Non
 def test_a_picture_that_has_the_size_is_left_alone() -> None:
     images = torch.rand(1, 3, 8, 8)
     assert resize(images, 8) is images
+
+
+def test_mixing_takes_one_rectangle_of_the_picture_before() -> None:
+    images = pictures(num=64)
+    mixed, kept = cut_mix(images, 1.0, rng())
+    is_foreign = (mixed != images).any(dim=1)  # (B, Y, X)
+    rows, columns = is_foreign.any(dim=2), is_foreign.any(dim=1)
+    assert torch.equal(is_foreign, rows[:, :, None] & columns[:, None, :])  # a rectangle
+    torch.testing.assert_close(mixed, torch.where(is_foreign[:, None], images.roll(1, dims=0), images), atol=0, rtol=0)
+    torch.testing.assert_close(kept, 1.0 - is_foreign.float().mean(dim=(1, 2)), atol=1e-6, rtol=0)
+    assert kept.min() < 0.4
+    assert kept.max() > 0.9
+
+
+def test_mixing_leaves_the_stated_share_of_pictures_alone() -> None:
+    images = pictures(num=400)
+    mixed, kept = cut_mix(images, 0.25, rng())
+    is_mixed = (mixed != images).flatten(1).any(dim=1)
+    assert torch.equal(is_mixed, kept < 1.0)
+    assert 50 < is_mixed.sum() <= 120  # a rectangle may be smaller than a pixel
+    unmixed, kept = cut_mix(images, 0.0, rng())
+    torch.testing.assert_close(unmixed, images, atol=0, rtol=0)
+    torch.testing.assert_close(kept, torch.ones(400), atol=0, rtol=0)

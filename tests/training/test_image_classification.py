@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from training.augmentation import Augmentation, cut_mix
 from training.image_classification import ImageClassification, Pictures
 from training.recipe import Recipe
 
@@ -90,3 +91,23 @@ def test_quality_is_measured_over_the_whole_split(
     quality = problem.evaluate(worst, data, "test_dev")
     assert quality["accuracy"] == 0.0
     assert quality["cross_entropy"] > np.log(2)
+
+
+def test_mixed_pictures_count_for_both_labels_until_mixing_ends(problem: ImageClassification, data: Path) -> None:
+    model, rows = Colours(), torch.arange(16)
+    examples = problem.load(data)
+    plain = replace(problem, augmentation=Augmentation(), resolutions=((1.0, 12),), label_smoothing=0.0)
+    mixing = replace(plain, augmentation=Augmentation(cutmix=1.0), cutmix_until=0.5)
+
+    def loss(of: ImageClassification, progress: float) -> Tensor:
+        return of.loss(model, examples, rows, progress=progress, rng=Generator().manual_seed(3))
+
+    torch.testing.assert_close(loss(mixing, 0.5), loss(plain, 0.5), atol=1e-6, rtol=0)
+
+    images = examples.images[rows].permute(0, 3, 1, 2).float() / 255.0
+    mixed, kept = cut_mix(images, 1.0, Generator().manual_seed(3))
+    log_shares = model(mixing.normalise(mixed))[0].log_softmax(dim=1)
+    labels = examples.labels[rows]
+    each = [log_shares.gather(1, part[:, None])[:, 0] for part in (labels, labels.roll(1))]
+    expected = -(kept * each[0] + (1 - kept) * each[1]).mean()
+    torch.testing.assert_close(loss(mixing, 0.0), expected, atol=1e-6, rtol=0)

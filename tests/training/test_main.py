@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from torch import nn
 
 from export.source import read_source
 from models import BUILDERS
-from service.errors import BundleError
 from training import __main__ as command
 from training.__main__ import round_to_half, save_half
+from training.optimizers import OptimizerConfig
 from training.recipe import Recipe
 from training.recipes import RECIPES
 
@@ -58,8 +59,28 @@ def test_a_folder_that_is_no_bundle_is_refused_as_a_start(
     tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [*arguments, "--from", str(tmp_path)])
-    with pytest.raises(BundleError, match=str(tmp_path)):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         command.main()
+
+
+def test_a_run_that_starts_from_another_says_so(
+    recipe: Recipe, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    first = tmp_path / recipe.name
+    second = replace(recipe, name="second", epochs=1, optimizer=OptimizerConfig(muon_lr=0.0, adamw_lr=0.0))
+    monkeypatch.setitem(RECIPES, "second", second)
+    monkeypatch.setattr("sys.argv", ["training", "second", *arguments[2:], "--from", str(first)])
+    command.main()
+    origin = read_source(tmp_path / "second")[0].origin
+    assert origin.command == f"python -m training second --from {first}"
+    assert "epochs=1" in origin.recipe
+    assert f"Started from {recipe.name} 0.1.0" in origin.recipe
+    assert "epochs=4" in origin.recipe
+    stored = load_file(first / "weights.safetensors")
+    for name, weight in load_file(tmp_path / "second" / "weights.safetensors").items():
+        torch.testing.assert_close(weight, stored[name], atol=0, rtol=0)  # rates of 0 leave the weights alone
 
 
 def test_rounded_weights_stand_in_the_file_exactly(tmp_path: Path) -> None:

@@ -1,4 +1,10 @@
-"""PaCa-ViT micro on CIFAR-10 (JPEG copy), 32x32 pixels."""
+"""PaCa-ViT micro on CIFAR-10 (JPEG copy), 32x32 pixels, in two runs.
+
+The second one starts from the weights of the first, with lower rates and mixed pictures: the first fits its training
+pictures nearly as well as label smoothing lets it.
+"""
+
+from dataclasses import replace
 
 from service.tasks.pictures import PictureSpec
 from training.augmentation import Augmentation
@@ -6,30 +12,29 @@ from training.image_classification import ImageClassification
 from training.optimizers import OptimizerConfig
 from training.recipe import Facts, Recipe
 
-RECIPE = Recipe(
-    name="paca-vit-micro-cifar10",
+_AUGMENTATION = Augmentation(crop_padding=4, has_flip=True, brightness=0.2, contrast=0.2, saturation=0.2, cutout=8)
+_PROBLEM = ImageClassification(
+    train_file="image_classification/cifar10_train.parquet",
+    test_file="image_classification/cifar10_test_dev.parquet",
+    picture=PictureSpec(height=32, width=32, resize_shorter_side=32, interpolation="bicubic", max_pixels=50_000_000),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    resolutions=((0.55, 24), (0.80, 28), (1.0, 32)),  # small first: more pictures in the same time
+    augmentation=_AUGMENTATION,
+    label_smoothing=0.1,
+)
+
+FIRST = Recipe(
+    name="paca-vit-micro-cifar10-first",
     model="paca-vit-micro",
     labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    problem=ImageClassification(
-        train_file="image_classification/cifar10_train.parquet",
-        test_file="image_classification/cifar10_test_dev.parquet",
-        picture=PictureSpec(
-            height=32, width=32, resize_shorter_side=32, interpolation="bicubic", max_pixels=50_000_000
-        ),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        resolutions=((0.55, 24), (0.80, 28), (1.0, 32)),  # small first: more pictures in the same time
-        augmentation=Augmentation(
-            crop_padding=4, has_flip=True, brightness=0.2, contrast=0.2, saturation=0.2, cutout=8
-        ),
-        label_smoothing=0.1,
-    ),
+    problem=_PROBLEM,
     epochs=32,
     batch_size=256,  # the optimiser step costs the same for any batch
     optimizer=OptimizerConfig(muon_lr=4e-3, adamw_lr=3e-3),
     facts=Facts(
         version="1.0.0",
-        is_default=True,
+        is_default=False,
         description=(
             "PaCa-ViT (Grainger et al. 2023) in a small variant of ours for pictures of 32x32 pixels, trained from "
             "scratch on the ten classes of CIFAR-10. A demonstration that is small enough to ship."
@@ -54,4 +59,18 @@ RECIPE = Recipe(
         max_body_bytes=20_000_000,
         max_batch=64,
     ),
+)
+
+RECIPE = replace(
+    FIRST,
+    name="paca-vit-micro-cifar10",
+    problem=replace(
+        _PROBLEM,
+        resolutions=((0.35, 24), (0.65, 28), (1.0, 32)),
+        augmentation=replace(_AUGMENTATION, cutmix=0.5),
+        cutmix_until=0.85,
+    ),
+    epochs=42,
+    optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=2e-3),
+    facts=replace(FIRST.facts, version="1.1.0", is_default=True),
 )
