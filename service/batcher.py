@@ -2,7 +2,8 @@
 
 One rule: a free worker takes what is waiting in the oldest sample's bucket, up to `max_batch`, leaving a share for
 other free workers; only if `max_wait_seconds` > 0 it waits for more, never longer than that since the oldest sample
-arrived, and leaves no share. Under load the device is the clock and nobody waits for a window.
+arrived, and leaves no share. Under load the device is the clock and nobody waits for a window. A batch of long samples
+has fewer of them, and one worker never runs long samples, so that short ones need not wait for the end of one.
 
 A `Ticket` is one accepted request. Its future lives on the event loop; everything else happens on other threads, which
 hand results back in one wake-up of the loop per batch.
@@ -72,7 +73,8 @@ class Batcher:
         max_batch: most samples in a batch.
         max_queue: most accepted requests without an answer; one more is refused.
         max_wait_seconds: how long a free worker waits for a fuller batch.
-        buckets: padded lengths, ascending; empty where all samples have one shape.
+        buckets: longest lengths that are batched together, ascending; empty where all samples have one shape.
+        short_length: samples in buckets above it are long; None where there are none.
         clock: seconds, monotonic.
     """
 
@@ -85,15 +87,18 @@ class Batcher:
         max_queue: int,
         max_wait_seconds: float = 0.0,
         buckets: Sequence[int] = (),
+        short_length: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._program, self._metrics, self._clock = program, metrics, clock
         self._max_batch, self._max_queue, self._max_wait = max_batch, max_queue, max_wait_seconds
         self._buckets = tuple(buckets)
+        self._short_length = math.inf if short_length is None else short_length
         self._lock = threading.RLock()
         self._sleepers: list[threading.Condition] = []  # one for each sleeping worker, the latest last
         self._waiting: dict[int, deque[_Waiting]] = {}
         self._num_idle = 0
+        self._num_long = 0  # batches of long samples that run
         self._num_open = 0
         self._is_draining = False
         self._is_closed = False
@@ -182,7 +187,8 @@ class Batcher:
             ticket: of the request.
             sample: what to run.
             outputs: which of the program's outputs it needs.
-            finish: turns its outputs, without batch dimension and padding, into the answer; runs on the worker.
+            finish: turns its outputs, without batch dimension, into the answer; runs on the worker. Padding is not cut
+                off: how long an output is for a sample of some length, only the task knows.
         """
         bucket = bucket_of(sample.length, self._buckets)
         with self._lock:
@@ -241,45 +247,61 @@ class Batcher:
         Returns: a batch, or None and the seconds after which asking again is worth it (None: when something is put).
         """
         oldest: int | None = None
+        takes_long = self._num_long < max(1, len(self._workers) - 1)
         for bucket, queue in self._waiting.items():
             while queue and not self.is_wanted(queue[0].ticket):
                 queue.popleft()
-            if queue and (oldest is None or queue[0].since < self._waiting[oldest][0].since):
+            if (
+                queue
+                and (takes_long or not self._is_long(bucket))
+                and (oldest is None or queue[0].since < self._waiting[oldest][0].since)
+            ):
                 oldest = bucket
         if oldest is None:
             return None, None
         queue = self._waiting[oldest]
+        max_batch = self._max_batch_of(oldest)
         remaining = queue[0].since + self._max_wait - self._clock()
-        if self._max_wait and len(queue) < self._max_batch and remaining > 0:
+        if self._max_wait and len(queue) < max_batch and remaining > 0:
             return None, remaining
         # Who asked for a window wants full batches; and the rest that a share leaves would wait for a window again.
         num_takers = 1 if self._max_wait else max(1, self._num_idle)
-        share = min(self._max_batch, math.ceil(len(queue) / num_takers))
+        share = min(max_batch, math.ceil(len(queue) / num_takers))
         batch: list[_Waiting] = []
         while queue and len(batch) < share:
             waiting = queue.popleft()
             if self.is_wanted(waiting.ticket):
                 batch.append(waiting)
+        self._num_long += self._is_long(oldest)
         return (batch, oldest), None
+
+    def _is_long(self, bucket: int) -> bool:
+        return bucket > self._short_length
+
+    def _max_batch_of(self, bucket: int) -> int:
+        """Most samples of a bucket: as much in all as `max_batch` samples of the first bucket."""
+        return max(1, self._max_batch * self._buckets[0] // bucket) if self._buckets else self._max_batch
 
     def run(self, batch: Sequence[_Waiting], bucket: int) -> None:
         """Run a batch and answer all its tickets in one wake-up of the event loop; never raises."""
         try:
-            answers = self._run(batch, bucket)
+            answers = self._run(batch)
         except Exception as error:  # the border of the worker: the error belongs to this batch alone
             logger.exception("batch failed")
             failure = ModelFailed("the model failed on this batch; the input may be sent again; tell the operator")
             failure.__cause__ = error
             answers = [(waiting.ticket, failure) for waiting in batch]
+        with self._lock:
+            self._num_long -= self._is_long(bucket)
         self._answer(answers)
 
-    def _run(self, batch: Sequence[_Waiting], bucket: int) -> list[tuple[Ticket, Any]]:
+    def _run(self, batch: Sequence[_Waiting]) -> list[tuple[Ticket, Any]]:
         start = self._clock()
         samples = [waiting.sample for waiting in batch]
         names = tuple(dict.fromkeys(name for waiting in batch for name in waiting.outputs))
-        arrays = self._program.run(pad(samples, bucket) if self._buckets else stack(samples), names)
+        arrays = self._program.run(pad(samples) if self._buckets else stack(samples), names)
         ran = self._clock()
-        self._observe(batch, bucket, start, ran)
+        self._observe(batch, start, ran)
         return [
             (waiting.ticket, self._finish(waiting, {name: arrays[name][row] for name in waiting.outputs}))
             for row, waiting in enumerate(batch)
@@ -301,13 +323,13 @@ class Batcher:
             waiting.ticket.times["postprocess"] = seconds
             self._metrics.postprocess_seconds.observe(seconds)
 
-    def _observe(self, batch: Sequence[_Waiting], bucket: int, start: float, ran: float) -> None:
+    def _observe(self, batch: Sequence[_Waiting], start: float, ran: float) -> None:
         seconds = ran - start
         self._seconds_per_sample += 0.1 * (seconds / len(batch) / max(1, len(self._workers)) - self._seconds_per_sample)
         self._metrics.run_seconds.observe(seconds)
         self._metrics.batch_size.observe(len(batch))
-        real = sum(waiting.sample.length for waiting in batch)
-        self._metrics.batch_padding_ratio.observe(1.0 - real / (len(batch) * bucket))
+        lengths = [waiting.sample.length for waiting in batch]
+        self._metrics.batch_padding_ratio.observe(1.0 - sum(lengths) / (len(lengths) * max(lengths)))
         for waiting in batch:
             waiting.ticket.times |= {"queue": start - waiting.since, "run": seconds}
             self._metrics.queue_seconds.observe(start - waiting.since)

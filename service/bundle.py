@@ -97,7 +97,12 @@ class Manifest(_Part):
     spec: dict[str, Any] = Field(description="What the task wants to know: sizes, labels, limits of one input.")
     max_body_bytes: int = Field(ge=1)
     max_batch: int = Field(ge=1, description="Upper bound; warm-up may find a smaller batch to be as good.")
-    length_buckets: tuple[int, ...] = Field(default=(), description="Padded lengths; empty where all have one shape.")
+    length_buckets: tuple[int, ...] = Field(
+        default=(), description="Longest lengths that are batched together, ascending; empty where all have one shape."
+    )
+    short_length: int | None = Field(
+        default=None, description="Samples in buckets above it are long: one worker is kept free of them."
+    )
     programs: dict[str, str] = Field(min_length=1, description="Runtime → file.")
     opset: int | None = Field(default=None, description="Of the ONNX program.")
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)

@@ -10,7 +10,7 @@ LENGTHS = "lengths"  # the program's input that says how much of each row is rea
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """Padded length of a sample: the smallest bucket that holds it.
+    """Length up to which samples are batched with this one: the smallest bucket that holds it.
 
     Args:
         length: of the sample.
@@ -31,14 +31,15 @@ def stack(samples: Sequence[Sample]) -> Arrays:
     return {name: _stack([sample.inputs[name] for sample in samples]) for name in samples[0].inputs}
 
 
-def pad(samples: Sequence[Sample], bucket: int) -> Arrays:
-    """Stack samples of several lengths, their first axis filled with zeros up to the bucket.
+def pad(samples: Sequence[Sample]) -> Arrays:
+    """Stack samples of several lengths, their first axis filled with zeros up to the longest.
 
-    Returns: arrays (B, bucket, …) by name, and `lengths`, (B,) int64.
+    Returns: arrays (B, longest, …) by name, and `lengths`, (B,) int64.
     """
-    batch: Arrays = {LENGTHS: np.array([sample.length for sample in samples], dtype=np.int64)}
+    lengths = np.array([sample.length for sample in samples], dtype=np.int64)
+    batch: Arrays = {LENGTHS: lengths}
     for name, first in samples[0].inputs.items():
-        rows = np.zeros((len(samples), bucket, *first.shape[1:]), dtype=first.dtype)
+        rows = np.zeros((len(samples), lengths.max(), *first.shape[1:]), dtype=first.dtype)
         for row, sample in zip(rows, samples, strict=True):
             row[: sample.length] = sample.inputs[name]
         batch[name] = rows

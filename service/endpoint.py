@@ -176,6 +176,7 @@ def open_endpoint(bundle: Bundle, settings: Settings, metrics: Metrics, decode_p
         max_queue=settings.max_queue,
         max_wait_seconds=settings.max_wait_seconds,
         buckets=manifest.length_buckets,
+        short_length=manifest.short_length,
     )
     fields = {"model": manifest.name, "runtime": runtime.name, "device": runtime.device, "max_batch": max_batch}
     logger.info("endpoint opened", extra={"fields": fields})

@@ -60,7 +60,8 @@ class Task(Protocol[SpecT, OptionsT, ResultT]):
         """Turn one sample's outputs into the answer.
 
         Args:
-            outputs: those that `outputs` named, without batch dimension and padding.
+            outputs: those that `outputs` named, without batch dimension. If the sample was padded, so are they: where
+                its own part ends follows from `sample.length`.
             sample: what `decode` returned.
             spec, options: those that `decode` and `check_options` were given.
             model, version: what the answer says about its origin.

@@ -204,15 +204,15 @@ async def test_the_bucket_of_the_oldest_sample_comes_first() -> None:
     assert bench.program.rows == [[1, 3], [2, 4]]
 
 
-async def test_a_bucket_is_padded_and_told_the_lengths() -> None:
+async def test_a_batch_is_padded_to_its_longest_sample_and_told_the_lengths() -> None:
     bench = Bench(buckets=(4, 8))
     bench.submit(1, length=3)
     bench.submit(2, length=2)
     await bench.work()
     ((inputs, _),) = bench.program.calls
-    np.testing.assert_array_equal(inputs["x"], [[1, 1, 1, 0], [2, 2, 0, 0]])
+    np.testing.assert_array_equal(inputs["x"], [[1, 1, 1], [2, 2, 0]])
     np.testing.assert_array_equal(inputs[LENGTHS], np.array([3, 2], np.int64), strict=True)
-    assert bench.metric("batch_padding_ratio_sum") == 1 - 5 / 8
+    assert bench.metric("batch_padding_ratio_sum") == 1 - 5 / 6
 
 
 async def test_a_sample_beyond_the_longest_bucket_is_not_queued() -> None:
@@ -220,6 +220,35 @@ async def test_a_sample_beyond_the_longest_bucket_is_not_queued() -> None:
     with pytest.raises(ValueError, match="longest bucket"):
         bench.submit(1, length=5)
     assert bench.batcher.choose() == (None, None)
+
+
+async def test_a_batch_of_long_samples_has_fewer_of_them() -> None:
+    bench = Bench(buckets=(4, 8, 100), max_batch=4)
+    for value in range(5):
+        bench.submit(value, length=8)
+    for value in range(5, 7):
+        bench.submit(value, length=100)
+    for _ in range(5):
+        await bench.work()
+    assert bench.program.rows == [[0, 1], [2, 3], [4], [5], [6]]
+
+
+async def test_long_samples_leave_one_worker_to_the_short_ones() -> None:
+    bench = Bench(buckets=(4, 8), short_length=4, max_batch=1)
+    for value in (1, 2):
+        bench.submit(value, length=8)
+        await bench.clock.advance(0.001)
+    first, _ = bench.batcher.choose()  # a worker runs a long sample from here on
+    assert bench.batcher.choose() == (None, None)
+    bench.submit(3, length=2)
+    await bench.work()
+    assert bench.program.rows == [[3]]
+    assert first is not None
+    bench.program.failure = RuntimeError("a failed run ends, too")
+    bench.batcher.run(*first)
+    bench.program.failure = None
+    await bench.work()
+    assert bench.program.rows == [[3], [1], [2]]
 
 
 # Work that nobody wants

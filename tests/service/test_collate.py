@@ -32,8 +32,8 @@ def test_stacked_samples_keep_their_order_and_type() -> None:
 
 
 def test_padding_is_zero_and_lengths_say_what_is_real() -> None:
-    batch = pad([make_sample(3, 5.0), make_sample(1, 7.0)], 4)
-    expected = np.zeros((2, 4, 2), np.float32)
+    batch = pad([make_sample(3, 5.0), make_sample(1, 7.0)])
+    expected = np.zeros((2, 3, 2), np.float32)
     expected[0, :3], expected[1, :1] = 5.0, 7.0
     np.testing.assert_array_equal(batch["frames"], expected, strict=True)
     np.testing.assert_array_equal(batch[LENGTHS], np.array([3, 1], np.int64), strict=True)
