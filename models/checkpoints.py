@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 Renames = Sequence[tuple[str, str]]
 
+HASH_PLANES = r"(.*\.)?planes"  # buffer of `ClusteredAttention`; the official code draws new ones in every call
+
+_PROJECTIONS = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))
 _PACA_BLOCK: Renames = (
     (r"norm([12])_before\.(\w+)", r"norm\1.\2"),
     (r"attn\.(q|k|v|proj|cluster_norm)\.(\w+)", r"attention.\1.\2"),
@@ -55,7 +58,50 @@ def paca_vit_renames(clustering: str, *, num_stages: int) -> Renames:
     return renames
 
 
-def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Renames) -> None:
+# Official fast-transformers `TransformerEncoder` → `encoder.TransformerEncoder`. It holds no planes.
+FAST_TRANSFORMERS_ENCODER: Renames = (
+    *((rf"(layers\.\d+\.attention)\.{name}_projection\.(\w+)", rf"\1.{ours}.\2") for name, ours in _PROJECTIONS),
+    (r"(layers\.\d+)\.linear(\d)\.(\w+)", r"\1.fc\2.\3"),
+    (r"(layers\.\d+\.norm\d|norm)\.(\w+)", r"\1.\2"),
+)
+# `torch.nn.TransformerEncoder` with `norm_first=False`, after `split_in_projections`.
+TORCH_ENCODER: Renames = (
+    (r"(layers\.\d+)\.self_attn\.([qkv])\.(\w+)", r"\1.attention.\2.\3"),
+    (r"(layers\.\d+)\.self_attn\.out_proj\.(\w+)", r"\1.attention.out.\2"),
+    *FAST_TRANSFORMERS_ENCODER[-2:],
+)
+# `encoder` of a BERT of Hugging Face's transformers, which has no final norm.
+BERT_ENCODER: Renames = (
+    *(
+        (rf"layer\.(\d+)\.attention\.self\.{name}\.(\w+)", rf"layers.\1.attention.{ours}.\2")
+        for name, ours in _PROJECTIONS[:3]
+    ),
+    (r"layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"layers.\1.attention.out.\2"),
+    (r"layer\.(\d+)\.attention\.output\.LayerNorm\.(\w+)", r"layers.\1.norm1.\2"),
+    (r"layer\.(\d+)\.intermediate\.dense\.(\w+)", r"layers.\1.fc1.\2"),
+    (r"layer\.(\d+)\.output\.dense\.(\w+)", r"layers.\1.fc2.\2"),
+    (r"layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"layers.\1.norm2.\2"),
+)
+
+
+def split_in_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split the joint projections of torch's attention: `in_proj_weight` becomes `q.weight`, `k.weight`, `v.weight`.
+
+    Args:
+        state: names of `torch.nn.MultiheadAttention` with one embedding dim, other names among them.
+    Returns: the same with (3E, E) weights and (3E,) biases in three parts.
+    """
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        owner, found, kind = name.rpartition("in_proj_")
+        if found:
+            split |= {f"{owner}{part}.{kind}": piece for part, piece in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            split[name] = tensor
+    return split
+
+
+def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Renames, *, kept: str | None = None) -> None:
     """Load an official state dict into one of our models.
 
     Pointwise convolutions of the official code are linear layers here: (O, I, 1, 1) becomes (O, I).
@@ -64,6 +110,8 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Rename
         model: takes the weights in place.
         state: official names → tensors.
         renames: table of the architecture.
+        kept: pattern of our names that the state need not hold, since official code has nothing for them; these
+            tensors keep their values. `HASH_PLANES` is one.
     Raises: ValueError naming every tensor that is unknown, missing, doubled or of another shape.
     """
     expected = model.state_dict()
@@ -78,7 +126,8 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Rename
         else:
             is_pointwise = tensor.shape[2:] == (1, 1) and expected[target].dim() == 2
             renamed[target] = tensor.flatten(1) if is_pointwise else tensor
-    faults += [f"missing {name}" for name in expected if name not in renamed]
+    missing = [name for name in expected if name not in renamed]
+    faults += [f"missing {name}" for name in missing if not (kept and re.fullmatch(kept, name))]
     faults += [
         f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
         for name, tensor in renamed.items()
@@ -86,7 +135,7 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Rename
     ]
     if faults:
         raise ValueError(f"checkpoint does not fit {type(model).__name__}: " + "; ".join(faults))
-    model.load_state_dict(renamed)
+    model.load_state_dict(renamed | {name: expected[name] for name in missing})
 
 
 def _rename(name: str, renames: Renames) -> str | None:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from models import BUILDERS
-from models.checkpoints import load_official, paca_vit_renames
+from models.attention import FullAttention
+from models.checkpoints import BERT_ENCODER, load_official, paca_vit_renames, split_in_projections
+from models.encoder import EncoderConfig, TransformerEncoder
 from models.paca_vit import PaCaViTClassifier
 
 RENAMES = ((r"layer\.(\w+)", r"fc.\1"), (r"alias\.(\w+)", r"fc.\1"))
@@ -59,6 +61,61 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(change: dict[str, Ten
 def test_every_fault_of_a_checkpoint_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"unexpected other.*missing fc\.weight.*missing fc\.bias"):
         load_official(model(), {"other": torch.zeros(1)}, RENAMES)
+
+
+def test_a_tensor_of_ours_that_is_named_keeps_its_value() -> None:
+    loaded = model()
+    bias = loaded["fc"].bias.detach().clone()
+    load_official(loaded, {"layer.weight": torch.full((3, 2), 2.0)}, RENAMES, kept=r"fc\.bias")
+    torch.testing.assert_close(loaded["fc"].weight, torch.full((3, 2), 2.0), atol=0, rtol=0)
+    torch.testing.assert_close(loaded["fc"].bias, bias, atol=0, rtol=0)
+
+
+def test_only_whole_names_keep_their_value() -> None:
+    with pytest.raises(ValueError, match=r"missing fc\.bias"):
+        load_official(model(), {"layer.weight": torch.zeros(3, 2)}, RENAMES, kept="bias")
+
+
+def test_the_joint_projections_of_torch_are_split_in_order() -> None:
+    joint = nn.MultiheadAttention(2, 1)
+    weight, bias = torch.arange(12.0).reshape(6, 2), torch.arange(6.0)
+    state = joint.state_dict() | {"in_proj_weight": weight, "in_proj_bias": bias}
+    for prefix in ("", "layers.0.self_attn."):
+        split = split_in_projections({f"{prefix}{name}": tensor for name, tensor in state.items()})
+        assert set(split) == {f"{prefix}{x}.{kind}" for x in ("q", "k", "v", "out_proj") for kind in ("weight", "bias")}
+        for i, part in enumerate("qkv"):
+            torch.testing.assert_close(split[f"{prefix}{part}.weight"], weight[2 * i : 2 * i + 2], atol=0, rtol=0)
+            torch.testing.assert_close(split[f"{prefix}{part}.bias"], bias[2 * i : 2 * i + 2], atol=0, rtol=0)
+
+
+# Names of transformers' BertEncoder, below `encoder.`, and ours.
+BERT_NAMES = {
+    "attention.self.query": "attention.q",
+    "attention.self.key": "attention.k",
+    "attention.self.value": "attention.v",
+    "attention.output.dense": "attention.out",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+    "output.LayerNorm": "norm2",
+}
+
+
+def test_every_weight_of_a_bert_encoder_finds_its_place() -> None:
+    config = EncoderConfig(num_layers=11, dim=4, num_heads=2, hidden_dim=6, activation="gelu", has_final_norm=False)
+    published, loaded = (TransformerEncoder(config, lambda _: FullAttention()) for _ in range(2))
+    for parameter in published.parameters():
+        nn.init.normal_(parameter)
+    ours = published.state_dict()
+    theirs = {
+        f"layer.{i}.{name}.{kind}": ours[f"layers.{i}.{target}.{kind}"]
+        for i in range(11)
+        for name, target in BERT_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+    load_official(loaded, theirs, BERT_ENCODER)
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, ours[name], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
