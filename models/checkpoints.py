@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 Renames = Sequence[tuple[str, str]]
 
+SAME_NAMES: Renames = ((r"(.+)", r"\1"),)  # of our own weights
+
 HASH_PLANES = r"(.*\.)?planes"  # buffer of `ClusteredAttention`; the official code draws new ones in every call
 
 _PROJECTIONS = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))

@@ -10,6 +10,7 @@ queries rule out; fixing the hash planes to a task.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -265,6 +266,9 @@ class ClusteredAttention(nn.Module):
         head_dim: E, of queries and keys.
         seed: of the hash planes; layers should differ.
         dropout: of the attention weights while training.
+
+    Attributes:
+        operator: what is called unless the attention is causal: `attend`, in whose place an export puts an operator.
     Differs: the official code draws planes anew in every call, so that no two answers are the same.
     """
 
@@ -274,6 +278,7 @@ class ClusteredAttention(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
+        self.operator: Callable[..., tuple[Tensor, Tensor]] = attend
         self.register_buffer("planes", draw_planes(config, head_dim=head_dim, seed=seed))
 
     def forward(
@@ -304,7 +309,7 @@ class ClusteredAttention(nn.Module):
                 q, k, v, clusters, key_lengths, num_clusters=num_clusters, top_k=top_k, scale=scale, dropout=dropout
             )
             return out, clusters
-        out, clusters = attend(
+        out, clusters = self.operator(
             q,
             k,
             v,

@@ -46,7 +46,7 @@ def main() -> None:
     round_to_half(model.cpu())  # on a GPU, convolutions would round further, to TF32
     quality = {split: recipe.problem.evaluate(model, arguments.data, split) for split in ("valid", "test_dev")}
     save_half(model, work / WEIGHTS)
-    run = describe_run(recipe, quality, minutes=seconds / 60, device=arguments.device, start=start)
+    run = describe_run(recipe, quality, data=arguments.data, minutes=seconds / 60, device=arguments.device, start=start)
     (work / RUN).write_text(json.dumps(run, indent=2) + "\n")
     log(work, {"quality": quality})
     (work / CHECKPOINT).unlink()  # the run is over; the same command makes a new one

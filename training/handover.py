@@ -64,6 +64,7 @@ def describe_run(
     recipe: Recipe,
     quality: dict[str, dict[str, float]],
     *,
+    data: Path,
     minutes: float,
     device: torch.device,
     start: Start | None = None,
@@ -73,6 +74,7 @@ def describe_run(
     Args:
         recipe: what was trained.
         quality: split → metric → value, measured with the weights as they ship.
+        data: folder of all data sets.
         minutes: that training took.
         device: that it ran on.
         start: what it started from, instead of fresh weights.
@@ -108,16 +110,16 @@ def describe_run(
         "max_body_bytes": facts.max_body_bytes,
         "max_batch": facts.max_batch,
         "quality": quality,
-        **recipe.problem.describe(recipe.labels),
+        **recipe.problem.describe(data),
     }
 
 
 def _summarise(recipe: Recipe) -> str:
     """Name every number of the recipe that shapes the weights, as `field=value`."""
-    told_elsewhere = {"name", "model", "labels", "facts", "seed", "problem", "optimizer"}
+    told_elsewhere = {"name", "model", "facts", "seed", "problem", "optimizer"}
     numbers = {name: value for name, value in vars(recipe).items() if name not in told_elsewhere}
     numbers |= asdict(recipe.optimizer)
-    of_the_data = {"train_file", "test_file", "picture", "mean", "std"}
+    of_the_data = {"labels", "train_file", "valid_file", "test_file", "picture", "audio", "mean", "std"}
     numbers |= {name: value for name, value in vars(recipe.problem).items() if name not in of_the_data}
     return ", ".join(f"{name}={value}" for name, value in numbers.items())
 

@@ -41,6 +41,7 @@ class ImageClassification:
     """A data set of labelled pictures and how it is shown to the model.
 
     Attributes:
+        labels: names of the classes, in the order of the label's numbers.
         train_file: parquet with columns image, label, fold, relative to the data folder.
         test_file: parquet with columns image, label.
         picture: how the service decodes a picture.
@@ -51,6 +52,7 @@ class ImageClassification:
         cutmix_until: share of the run after which pictures are no longer mixed.
     """
 
+    labels: tuple[str, ...]
     train_file: str
     test_file: str
     picture: PictureSpec
@@ -69,11 +71,11 @@ class ImageClassification:
         if not self.resolutions or self.resolutions[-1][0] < 1.0:
             raise ValueError(f"resolutions={self.resolutions} must end with a share of 1.0")
 
-    def describe(self, labels: tuple[str, ...]) -> dict[str, Any]:
+    def describe(self, data: Path) -> dict[str, Any]:  # noqa: ARG002 - all is known without it
         """Tell the manifest how pictures become the model's input; see `Problem.describe`."""
         return {
             "task": "image-classification",
-            "spec": self.picture.model_dump() | {"labels": labels},
+            "spec": self.picture.model_dump() | {"labels": self.labels},
             "normalisation": {"mean": self.mean, "std": self.std},
         }
 

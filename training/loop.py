@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models import BUILDERS
+from models.checkpoints import HASH_PLANES, SAME_NAMES, load_official
 from training.optimizers import MuonAdamW
 from training.recipe import Recipe
 
@@ -57,9 +58,10 @@ class Run:
         self.step = 0
         self.rng = Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = BUILDERS[recipe.model](num_classes=len(recipe.labels))
+        self.model: nn.Module = BUILDERS[recipe.model](num_classes=len(recipe.problem.labels))
         if start_weights is not None:
-            self.model.load_state_dict({name: w.float() for name, w in load_file(start_weights).items()})
+            # A model that clusters may start from one that does not: its hash planes are then its own.
+            load_official(self.model, load_file(start_weights), SAME_NAMES, kept=HASH_PLANES)
         self.model.to(device).train()
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.optimizer = MuonAdamW(self.model, recipe.optimizer, num_steps=self.num_steps)

@@ -12,8 +12,17 @@ from training.optimizers import OptimizerConfig
 class Problem(Protocol):
     """What the training loop needs to know about a task and its data."""
 
-    def describe(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Tell a bundle's manifest the task, its spec and the normalisation: its fields of these names."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        ...
+
+    def describe(self, data: Path) -> dict[str, Any]:
+        """Tell a bundle's manifest the task, its spec and the normalisation: its fields of these names.
+
+        Args:
+            data: folder of all data sets.
+        """
         ...
 
     def load(self, data: Path) -> Any:
@@ -83,7 +92,6 @@ class Recipe:
     Attributes:
         name: of the bundle: family-version-size-data.
         model: key of `models.BUILDERS`.
-        labels: names of the classes, in order.
         problem: task, data, augmentation.
         epochs: passes over the training split.
         batch_size: B.
@@ -97,7 +105,6 @@ class Recipe:
 
     name: str
     model: str
-    labels: tuple[str, ...]
     problem: Problem
     epochs: int
     batch_size: int

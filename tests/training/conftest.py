@@ -72,8 +72,8 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return Recipe(
         name="tiny-colours",
         model="tiny",
-        labels=("red", "blue"),
         problem=ImageClassification(
+            labels=("red", "blue"),
             train_file="train.parquet",
             test_file="test.parquet",
             picture=PictureSpec(

@@ -154,7 +154,7 @@ def test_a_run_starts_from_the_half_precision_weights_it_is_given(recipe: Recipe
 
 def test_weights_of_another_model_are_refused(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     save_half(BUILDERS["tiny"](num_classes=3), tmp_path / "weights.safetensors")
-    with pytest.raises(RuntimeError, match=r"head\.weight"):
+    with pytest.raises(ValueError, match=r"head\.weight has shape"):
         run(recipe, data, tmp_path, start_weights=tmp_path / "weights.safetensors")
 
 

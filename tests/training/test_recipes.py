@@ -23,4 +23,4 @@ def test_labels_are_the_names_that_the_data_set_gives_them(name: str, shared_fil
     for file in (recipe.problem.train_file, recipe.problem.test_file):
         table = pq.read_table(shared_file(f"data/{file}"), columns=["label", "label_name"])
         pairs = set(zip(table["label"].to_pylist(), table["label_name"].to_pylist(), strict=True))
-        assert sorted(pairs) == list(enumerate(recipe.labels))
+        assert sorted(pairs) == list(enumerate(recipe.problem.labels))

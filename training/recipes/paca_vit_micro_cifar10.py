@@ -14,6 +14,7 @@ from training.recipe import Facts, Recipe
 
 _AUGMENTATION = Augmentation(crop_padding=4, has_flip=True, brightness=0.2, contrast=0.2, saturation=0.2, cutout=8)
 _PROBLEM = ImageClassification(
+    labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     train_file="image_classification/cifar10_train.parquet",
     test_file="image_classification/cifar10_test_dev.parquet",
     picture=PictureSpec(height=32, width=32, resize_shorter_side=32, interpolation="bicubic", max_pixels=50_000_000),
@@ -27,7 +28,6 @@ _PROBLEM = ImageClassification(
 FIRST = Recipe(
     name="paca-vit-micro-cifar10-first",
     model="paca-vit-micro",
-    labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     problem=_PROBLEM,
     epochs=32,
     batch_size=256,  # the optimiser step costs the same for any batch
