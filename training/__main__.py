@@ -7,13 +7,16 @@ folder, from where `python -m export` makes a bundle. A run that was interrupted
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from models import BUILDERS
 from training.handover import RUN, WEIGHTS, describe_run, read_start
 from training.loop import CHECKPOINT, log, train
+from training.recipe import Recipe
 from training.recipes import RECIPES
 
 
@@ -32,9 +35,17 @@ def main() -> None:
         default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         help="where to train; a GPU if there is one",
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train nothing: measure the finished run again, and hand it over as the recipe is now",
+    )
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.name]
     work: Path = arguments.work / recipe.name
+    if arguments.measure:
+        measure_again(recipe, data=arguments.data, work=work, device=arguments.device)
+        return
     start = read_start(arguments.start) if arguments.start else None
     model, seconds = train(
         recipe,
@@ -44,13 +55,38 @@ def main() -> None:
         start_weights=start.weights if start else None,
     )
     round_to_half(model.cpu())  # on a GPU, convolutions would round further, to TF32
-    quality = {split: recipe.problem.evaluate(model, arguments.data, split) for split in ("valid", "test_dev")}
+    quality = measure(recipe, model, data=arguments.data)
     save_half(model, work / WEIGHTS)
-    run = describe_run(recipe, quality, data=arguments.data, minutes=seconds / 60, device=arguments.device, start=start)
-    (work / RUN).write_text(json.dumps(run, indent=2) + "\n")
-    log(work, {"quality": quality})
+    minutes = seconds / 60
+    run = describe_run(recipe, quality, data=arguments.data, minutes=minutes, device=arguments.device, start=start)
+    hand_over(run, work)
     (work / CHECKPOINT).unlink()  # the run is over; the same command makes a new one
-    print(json.dumps(quality, indent=2))
+
+
+def measure(recipe: Recipe, model: nn.Module, *, data: Path) -> dict[str, dict[str, float]]:
+    """Measure finished weights: split → metric → value."""
+    return {split: recipe.problem.evaluate(model, data, split) for split in ("valid", "test_dev")}
+
+
+def measure_again(recipe: Recipe, *, data: Path, work: Path, device: torch.device) -> None:
+    """Measure the weights of a finished run, and describe them by the recipe as it is now.
+
+    How they were made stays as it was told then.
+
+    Raises: FileNotFoundError if there is no finished run.
+    """
+    origin = json.loads((work / RUN).read_text())["origin"]
+    model = BUILDERS[recipe.model](num_classes=len(recipe.problem.labels))
+    model.load_state_dict({name: weight.float() for name, weight in load_file(work / WEIGHTS).items()})
+    quality = measure(recipe, model.eval(), data=data)
+    hand_over(describe_run(recipe, quality, data=data, minutes=0.0, device=device) | {"origin": origin}, work)
+
+
+def hand_over(run: dict[str, Any], work: Path) -> None:
+    """Write and print what `python -m export` reads."""
+    (work / RUN).write_text(json.dumps(run, indent=2) + "\n")
+    log(work, {"quality": run["quality"]})
+    print(json.dumps(run["quality"], indent=2))
 
 
 def round_to_half(model: nn.Module) -> None:

@@ -83,6 +83,24 @@ def test_a_run_that_starts_from_another_says_so(
         torch.testing.assert_close(weight, stored[name], atol=0, rtol=0)  # rates of 0 leave the weights alone
 
 
+def test_a_finished_run_is_measured_again_by_the_recipe_as_it_is_now(
+    recipe: Recipe, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    work = tmp_path / recipe.name
+    before, weights = json.loads((work / "run.json").read_text()), (work / "weights.safetensors").read_bytes()
+    changed = replace(recipe, epochs=99, facts=replace(recipe.facts, version="0.2.0"))
+    monkeypatch.setitem(RECIPES, recipe.name, changed)
+    monkeypatch.setattr("sys.argv", [*arguments, "--measure"])
+    command.main()
+    after = json.loads((work / "run.json").read_text())
+    assert after["version"] == "0.2.0"
+    assert after["quality"] == before["quality"]
+    assert after["origin"] == before["origin"]
+    assert (work / "weights.safetensors").read_bytes() == weights
+
+
 def test_rounded_weights_stand_in_the_file_exactly(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

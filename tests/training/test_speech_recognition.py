@@ -14,6 +14,7 @@ from torch import Generator, nn
 from models.ctc_transformer import CtcTransformer, CtcTransformerConfig
 from service.tasks.audio import AudioSpec
 from service.tasks.log_mel import LogMelSpec
+from training import choose_words
 from training.optimizers import MuonAdamW, OptimizerConfig
 from training.speech_augmentation import SpeechAugmentation
 from training.speech_recognition import SpeechRecognition, WordModel, join_evenly
@@ -153,3 +154,18 @@ def test_a_model_learns_two_words(words: Path, word_model: WordModel | None) -> 
     assert list(after) == ["word_error_rate", "word_error_rate_greedy", "character_error_rate_greedy"]
     assert before["word_error_rate_greedy"] > 0.5
     assert after == dict.fromkeys(after, 0.0)
+
+
+def test_words_are_chosen_by_the_validation_split(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_words, "WEIGHTS", (0.0, 50.0))
+    monkeypatch.setattr(choose_words, "BONUSES", (0.0,))
+    monkeypatch.setattr(choose_words, "BEAM_WIDTHS", (4,))
+    torch.manual_seed(0)
+    found = choose_words.try_words(PROBLEM, CtcTransformer(MODEL, num_classes=4).eval(), words)
+    assert len(found) == 4
+    assert [rate for rate, _ in found] == sorted(rate for rate, _ in found)
+    for rate, setting in found:
+        problem = SpeechRecognition(**{**vars(PROBLEM), "word_model": setting})
+        torch.manual_seed(0)
+        model = CtcTransformer(MODEL, num_classes=4).eval()
+        assert problem.evaluate(model, words, "valid")["word_error_rate"] == rate
