@@ -16,10 +16,10 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check bench bundles constraints clean
+.PHONY: help setup serve test check bench bundles native native-sanitize constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV_STAMP) ## install everything that development needs into .venv
 
@@ -47,6 +47,16 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m training paca-vit-micro-cifar10-first
 	$(BIN)/python -m training paca-vit-micro-cifar10 --from build/training/paca-vit-micro-cifar10-first
 	$(BIN)/python -m export build/training/paca-vit-micro-cifar10
+
+native: $(BIN)/python ## compile the native kernel of clustered attention; needs g++
+	$(BIN)/python -m export.build_native
+
+# Python itself is not built with the checks, so their library is loaded first, and libstdc++ for it to see exceptions.
+native-sanitize: $(DEV_STAMP) ## run the native kernel's tests with checks of memory and undefined behaviour
+	$(BIN)/python -m export.build_native --sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(BIN)/python -m pytest -q tests/export/test_native_kernel.py tests/export/test_native_operator.py
 
 constraints: $(BIN)/python ## pin every package at its latest version that fits
 	$(BIN)/python requirements/pin.py > requirements/constraints.new

@@ -3,6 +3,7 @@
 serving     our service beside a plain FastAPI route and the bare ONNX Runtime loop
 robustness  bad pictures among good ones, 600 requests at once
 startup     from the start of the process to the first answer
+attention   full, clustered and improved-clustered attention against the length, with a plot
 export      the ONNX program beside eager torch
 quality     accuracy on test_dev over HTTP; needs ../shared/data
 
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.attention_scaling import Plan as ScalingPlan
+from benchmarks.attention_scaling import measure_scaling, plot_scaling, render_scaling
 from benchmarks.bundles import open_random_bundle
 from benchmarks.machine import describe_setting, result_path
 from benchmarks.program import measure_program, render_program
@@ -30,6 +33,7 @@ RANDOM_BUNDLE = SCRATCH / "paca-vit-random"
 SHIPPED_BUNDLE = Path("bundles/paca-vit-micro-cifar10")
 FULL = Plan(rounds=3, seconds=2.0, warm_seconds=0.4)
 QUICK = Plan(rounds=2, seconds=1.0, warm_seconds=0.3)
+QUICK_SCALING = ScalingPlan(sizes=(1024, 4096), rounds=1)
 
 
 def report_serving(bundle: Path, plan: Plan) -> str:
@@ -54,6 +58,17 @@ def report_export(bundle: Path, plan: Plan) -> str:
     return f"## {bundle.name}\n\n{render_program(found)}"
 
 
+def report_attention(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - no bundle takes part
+    """Measure attention against the length, and draw it unless in haste."""
+    is_quick = plan is QUICK
+    points = measure_scaling(SCRATCH / "attention", QUICK_SCALING if is_quick else ScalingPlan())
+    if is_quick:
+        return render_scaling(points)
+    picture = result_path("attention").with_suffix(".png")
+    plot_scaling(points, picture)
+    return f"{render_scaling(points)}\n\n![CPU time and memory against the length]({picture.name})"
+
+
 def report_startup(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - the same for every plan
     """Start the service on a trained bundle."""
     return f"## {bundle.name}\n\n{render_startup(measure_startup(bundle, SCRATCH / 'logs'))}"
@@ -68,6 +83,7 @@ REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "serving": report_serving,
     "robustness": report_robustness,
     "startup": report_startup,
+    "attention": report_attention,
     "export": report_export,
     "quality": report_quality,
 }

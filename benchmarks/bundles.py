@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export.bundles import write_classifier_bundle
+from export.bundles import write_bundle
 from export.source import Source
 from models.paca_vit import PaCaViTClassifier, PaCaViTConfig
 from service.bundle import MANIFEST, Bundle, Normalisation, Origin, open_bundle
@@ -36,7 +36,7 @@ def open_random_bundle(folder: Path) -> Bundle:
         if bundle.manifest.origin.recipe == recipe:
             return bundle
     print(f"exporting {folder}", flush=True)
-    write_classifier_bundle(_describe(folder.name, recipe), _make_model(), folder)
+    write_bundle(_describe(folder.name, recipe), _make_model(), folder)
     return open_bundle(folder)
 
 

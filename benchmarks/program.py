@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from benchmarks.figures import median_ratio, percentile
-from export.image_classifier import ImageClassifierProgram
 from export.parity import measure_parity
-from export.pictures import cut_crops
+from export.planners import make_plan
 from export.source import read_source
-from service.bundle import open_bundle
+from service.bundle import Parity, open_bundle
 from service.runtimes.onnx import open_onnx
-from service.tasks.image_classification import ImageClassificationSpec
 
 BATCHES = (1, 8)
-NUM_PICTURES = 24
 EAGER, PROGRAM = "eager torch", "ONNX program"
 
 
@@ -43,15 +41,15 @@ class ProgramFinding:
 
     Attributes:
         timings: by round, contestants in turns.
-        max_relative_errors: output → max|a-b| / max|b| over batches of several sizes.
+        parity: how far both are apart.
     """
 
     timings: list[Timing]
-    max_relative_errors: dict[str, float]
+    parity: Parity
 
 
 def measure_program(folder: Path, *, rounds: int, seconds: float) -> ProgramFinding:
-    """Time both, in turns, and compare their outputs.
+    """Time both on the golden inputs, in turns, and compare their outputs.
 
     Args:
         folder: of the bundle.
@@ -60,21 +58,19 @@ def measure_program(folder: Path, *, rounds: int, seconds: float) -> ProgramFind
     """
     torch.set_num_threads(1)
     manifest = open_bundle(folder).manifest
-    spec = ImageClassificationSpec.model_validate(manifest.spec)
-    source, model = read_source(folder)
-    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
-    module = ImageClassifierProgram(model, first, source.normalisation).eval()
+    plan = make_plan(*read_source(folder))
     runtime = open_onnx(folder / manifest.programs["onnx"], device="cpu")
-    pictures = cut_crops(spec, NUM_PICTURES)
-    names = [tensor.name for tensor in manifest.outputs]
-    errors = measure_parity(module, runtime, pictures, output_names=names)
+    parity = measure_parity(plan, runtime)
+    batches = {
+        size: {name: np.resize(array, (size, *array.shape[1:])) for name, array in plan.golden.items()}
+        for size in BATCHES
+    }
 
     def run_eager(batch: int) -> None:
-        with torch.inference_mode():
-            module(torch.from_numpy(pictures[:batch]))
+        plan.run(batches[batch])
 
     def run_program(batch: int) -> None:
-        runtime.run({"image": pictures[:batch]}, ("logits",))
+        runtime.run(batches[batch], plan.output_names[:1])
 
     turns = [(EAGER, run_eager), (PROGRAM, run_program)]
     timings = [
@@ -83,19 +79,19 @@ def measure_program(folder: Path, *, rounds: int, seconds: float) -> ProgramFind
         for name, run in (turns if index % 2 == 0 else turns[::-1])
     ]
     runtime.close()
-    return ProgramFinding(timings=timings, max_relative_errors=errors)
+    return ProgramFinding(timings=timings, parity=parity)
 
 
 def render_program(found: ProgramFinding) -> str:
     """Render as Markdown."""
     lines = [
-        "| batch | contestant | CPU-ms a picture | call p50 ms | call p99 ms | CPU ÷ eager | calls |",
+        "| batch | contestant | CPU-ms a sample | call p50 ms | call p99 ms | CPU ÷ eager | calls |",
         "|---|---|---|---|---|---|---|",
     ]
     for batch in BATCHES:
-        eager = _cpu_per_picture(found.timings, EAGER, batch)
+        eager = _cpu_per_sample(found.timings, EAGER, batch)
         for contestant in (EAGER, PROGRAM):
-            cpu = _cpu_per_picture(found.timings, contestant, batch)
+            cpu = _cpu_per_sample(found.timings, contestant, batch)
             walls = [
                 seconds
                 for timing in found.timings
@@ -107,20 +103,24 @@ def render_program(found: ProgramFinding) -> str:
                 f"{percentile(walls, 0.99) * 1e3:.2f} | {median_ratio(cpu, eager):.3f} | {len(walls)} |"
             )
     raw = "\n".join(
-        f"{timing.contestant}; batch {timing.batch}; {len(timing.cpu_seconds)} calls; CPU-ms a picture: "
+        f"{timing.contestant}; batch {timing.batch}; {len(timing.cpu_seconds)} calls; CPU-ms a sample: "
         f"median {median(timing.cpu_seconds) / timing.batch * 1e3:.3f}, "
         f"p99 {percentile(timing.cpu_seconds, 0.99) / timing.batch * 1e3:.3f}"
         for timing in found.timings
     )
-    errors = "\n".join(f"| {name} | {error:.2e} |" for name, error in found.max_relative_errors.items())
+    parity = found.parity
+    errors = "\n".join(
+        f"| {name} | {error:.2e} | {parity.share_of_rows_off.get(name, 0.0):.2%} |"
+        for name, error in parity.max_relative_error.items()
+    )
     return (
         "\n".join(lines)
         + f"""
 
-Largest difference between both, over {NUM_PICTURES} crops of the photos in `samples/`:
+Difference between both, over {parity.inputs}, in batches of {parity.batch_sizes}:
 
-| output | max abs difference / max abs |
-|---|---|
+| output | max abs difference / max abs | share of rows that differ by more than 1e-5 |
+|---|---|---|
 {errors}
 
 Raw numbers, by round:
@@ -131,7 +131,7 @@ Raw numbers, by round:
     )
 
 
-def _cpu_per_picture(timings: Sequence[Timing], contestant: str, batch: int) -> list[float]:
+def _cpu_per_sample(timings: Sequence[Timing], contestant: str, batch: int) -> list[float]:
     return [
         median(timing.cpu_seconds) / batch
         for timing in timings

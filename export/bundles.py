@@ -8,71 +8,56 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from export.image_classifier import ImageClassifierProgram
 from export.model_card import render_model_card
 from export.onnx_program import OPSET, export_onnx
-from export.parity import BATCH_SIZES, measure_parity
-from export.pictures import cut_crops, read_photos
+from export.parity import measure_parity
+from export.planners import make_plan
 from export.source import WEIGHTS, Source
-from models.paca_vit import PaCaViTClassifier
-from service.bundle import MANIFEST, Golden, Manifest, Parity, TensorSpec, hash_file, write_manifest
+from service.bundle import FORMAT_VERSION, MANIFEST, Golden, Manifest, hash_file, write_manifest
 from service.runtimes.onnx import open_onnx
-from service.tasks.image_classification import ImageClassificationSpec
 
 PROGRAM = "model.onnx"
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
-NUM_PARITY_PICTURES = 24
 # Other processors order sums differently; a wrong weight or a wrong pixel is orders of magnitude above this.
 ATOL, RTOL = 1e-4, 1e-3
 
 
-def write_classifier_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
-    """Write the bundle of an image classifier.
+def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
+    """Write the bundle of a trained model.
 
     Args:
         source: facts about the weights.
-        model: with the weights; its first convolution is changed.
+        model: with the weights, in evaluation mode.
         out: the bundle's folder; replaced as a whole once the new one is complete.
     Returns: the manifest written.
-    Raises: ValueError if the model is of a kind that has no program here, float16 does not hold its weights, or the
-        program is not the model's equal.
+    Raises: ValueError if the task has no export, the model is of a kind that has no program for it, float16 does not
+        hold its weights, or the program is not the model's equal.
     """
-    if not isinstance(model, PaCaViTClassifier):
-        raise ValueError(f"{type(model).__name__} has no image classification program; one of PaCaViTClassifier has")
-    spec = ImageClassificationSpec.model_validate(source.spec)
+    plan = make_plan(source, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / out.name
         folder.mkdir()
         save_weights(model, folder / WEIGHTS)
-        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-        program = ImageClassifierProgram(model, first, source.normalisation).eval()
-        photos = read_photos(spec)
-        with torch.inference_mode():
-            expected = program(torch.from_numpy(photos))
-        names = ["logits", *(f"clusters_stage{i + 1}" for i, c in enumerate(model.backbone.config.num_clusters) if c)]
-        export_onnx(program, torch.from_numpy(photos[:1]), folder / PROGRAM, input_name="image", output_names=names)
+        export_onnx(plan, folder / PROGRAM)
         runtime = open_onnx(folder / PROGRAM, device="cpu")
-        errors = measure_parity(program, runtime, cut_crops(spec, NUM_PARITY_PICTURES), output_names=names)
+        parity = measure_parity(plan, runtime)
         runtime.close()
-        golden = {f"output.{name}": tensor.numpy() for name, tensor in zip(names, expected, strict=True)}
-        np.savez_compressed(folder / GOLDEN, **{"input.image": photos, **golden})
+        arrays = {f"input.{name}": array for name, array in plan.golden.items()}
+        arrays |= {f"output.{name}": array for name, array in plan.run(plan.golden).items()}
+        np.savez_compressed(folder / GOLDEN, allow_pickle=False, **arrays)
         fields = source.model_dump() | {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
+            "spec": plan.spec,
+            "length_buckets": plan.length_buckets,
+            "short_length": plan.short_length,
             "programs": {"onnx": PROGRAM},
             "opset": OPSET,
-            "inputs": (TensorSpec(name="image", dtype="uint8", shape=("batch", spec.height, spec.width, 3)),),
-            "outputs": tuple(
-                TensorSpec(name=name, dtype="float32", shape=("batch", *tensor.shape[1:]))
-                for name, tensor in zip(names, expected, strict=True)
-            ),
-            "golden": Golden(file=GOLDEN, atol=ATOL, rtol=RTOL),
-            "parity": Parity(
-                inputs=f"{NUM_PARITY_PICTURES} random crops of the photos in samples/",
-                batch_sizes=BATCH_SIZES,
-                max_relative_error=errors,
-            ),
+            "inputs": plan.inputs,
+            "outputs": plan.outputs,
+            "golden": Golden(file=GOLDEN, atol=ATOL, rtol=RTOL, max_share_off=plan.max_share_off),
+            "parity": parity,
         }
         (folder / CARD).write_text(render_model_card(Manifest.model_validate(fields | {"files": _hashes(folder)})))
         manifest = Manifest.model_validate(fields | {"files": _hashes(folder)})

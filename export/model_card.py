@@ -11,7 +11,12 @@ def render_model_card(manifest: Manifest) -> str:
         for split, metrics in manifest.quality.items()
         for metric, value in metrics.items()
     )
-    errors = ", ".join(f"{name} {error:.1e}" for name, error in parity.max_relative_error.items())
+    agreement = "max abs difference over max abs: " + ", ".join(
+        f"{name} {error:.1e}" for name, error in parity.max_relative_error.items()
+    )
+    if parity.share_of_rows_off:
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in parity.share_of_rows_off.items())
+        agreement += f"; share of rows that differ by more, as near ties of hashes fell differently: {shares}"
     return f"""# {manifest.name} {manifest.version}
 
 {manifest.description}
@@ -27,7 +32,7 @@ def render_model_card(manifest: Manifest) -> str:
 | Command | `{origin.command}` |
 | Seed | {origin.seed} |
 | Training | {origin.minutes:.0f} minutes, {origin.hardware} |
-| Program against module | max abs difference over max abs: {errors}; {parity.inputs}, batches of {parity.batch_sizes} |
+| Program against module | {agreement}; {parity.inputs}, batches of {parity.batch_sizes} |
 
 ## Measured quality
 

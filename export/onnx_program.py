@@ -1,4 +1,4 @@
-"""Modules → ONNX programs that stock ONNX Runtime runs, at any batch size."""
+"""Plans → ONNX programs that stock ONNX Runtime runs, at any size of the dimensions that vary."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,39 +7,39 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch.export import Dim
+
+from export.clustered_operator import add_body, as_operators, make_body
+from export.full_attention import as_fused_nodes
+from export.plan import Plan
+from service.bundle import TensorSpec
 
 OPSET = 20  # the first with Gelu as one operator
-EXPORT_BATCH = 2
 MIN_HALVED = 256  # elements; a Cast for less is not worth a node
 
 
-def export_onnx(
-    program: nn.Module, example: Tensor, path: Path, *, input_name: str, output_names: Sequence[str]
-) -> None:
-    """Export a module with one input and a dynamic batch.
+def export_onnx(plan: Plan, path: Path) -> None:
+    """Export a plan's program; each attention on lengths becomes one node, and the body of clustered ones comes along.
 
     Weights that float16 holds exactly are stored so, with a Cast that the runtime folds when it loads: half the file,
     the same numbers.
 
     Args:
-        program: in evaluation mode.
-        example: (1, …) input.
+        plan: its program is in evaluation mode.
         path: of the file to write.
-        input_name: of the program.
-        output_names: of the program, in the module's order.
+    Raises: ValueError as `as_operators`.
     """
-    batch = example.expand(EXPORT_BATCH, *example.shape[1:])
-    exported = torch.onnx.export(
-        program,
-        (batch,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[input_name],
-        output_names=list(output_names),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    with as_operators(plan.program) as settings, as_fused_nodes(plan.program):
+        exported = torch.onnx.export(
+            plan.program,
+            tuple(torch.from_numpy(plan.example[tensor.name]) for tensor in plan.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in plan.inputs],
+            output_names=list(plan.output_names),
+            dynamic_shapes=_name_dimensions(plan.inputs),
+            verbose=False,
+        )
     assert exported is not None, "dynamo=True returns the program"
     model = exported.model_proto
     _halve(model)
@@ -48,8 +48,19 @@ def export_onnx(
         part.ClearField("metadata_props")  # stack traces of the machine that exported
         part.ClearField("doc_string")
     graph.ClearField("value_info")
+    if settings is not None:
+        add_body(model, make_body(settings, opset=OPSET))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def _name_dimensions(inputs: Sequence[TensorSpec]) -> tuple[dict[int, Dim], ...]:
+    """Tell the exporter which dimensions vary, and by their names which of them are equal."""
+    names = {size for tensor in inputs for size in tensor.shape if isinstance(size, str)}
+    dims = {name: Dim(name) for name in names}
+    return tuple(
+        {axis: dims[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in inputs
+    )
 
 
 def _halve(model: onnx.ModelProto) -> None:

@@ -14,6 +14,7 @@ Renames = Sequence[tuple[str, str]]
 SAME_NAMES: Renames = ((r"(.+)", r"\1"),)  # of our own weights
 
 HASH_PLANES = r"(.*\.)?planes"  # buffer of `ClusteredAttention`; the official code draws new ones in every call
+STORED_MEANS = r"(.*\.)?shared\.(mean|num_batches)"  # buffers of `communities.SharedMean`; `store_means` fills them
 
 _PROJECTIONS = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))
 _PACA_BLOCK: Renames = (
@@ -86,6 +87,38 @@ BERT_ENCODER: Renames = (
 )
 
 
+def _torch_layer(theirs: str, ours: str) -> Renames:
+    """Names below one layer of torch's encoder; `theirs` has one group."""
+    return (
+        (rf"{theirs}\.self_attn\.([qkv])\.(\w+)", rf"{ours}.attention.\2.\3"),
+        (rf"{theirs}\.self_attn\.out_proj\.(\w+)", rf"{ours}.attention.out.\2"),
+        (rf"{theirs}\.linear(\d)\.(\w+)", rf"{ours}.fc\2.\3"),
+        (rf"{theirs}\.(norm\d)\.(\w+)", rf"{ours}.\2.\3"),
+    )
+
+
+_SEQUENTIAL_MLP = (("0", "fc1"), ("2", "fc2"), ("4", "fc3"))  # activations stand between
+# Official THC and BNT → `Thc` and `BrainNetworkTransformer`, after `split_in_projections` and `drop_encoder_aliases`.
+THC: Renames = (
+    (r"node_identity", "identity"),
+    *_torch_layer(r"attention_list\.(\d+)\.transformer", r"levels.\1.layer"),
+    *((rf"attention_list\.(\d+)\.encoder\.{i}\.(\w+)", rf"levels.\1.encoder.mlp.{fc}.\2") for i, fc in _SEQUENTIAL_MLP),
+    (r"attention_list\.(\d+)\.clustering\.assignment", r"levels.\1.communities.weight"),
+    (r"attention_list\.(\d+)\.clustering\.assignment\.cluster_centers", r"levels.\1.communities.centres"),
+    (r"attention_list\.(\d+)\.norm\.(\w+)", r"levels.\1.norm.\2"),
+    (r"readout_list\.(\d+)\.dim_reduction\.0\.(\w+)", r"readouts.\1.reduce.\2"),
+    *((rf"readout_list\.(\d+)\.fc\.{i}\.(\w+)", rf"readouts.\1.mlp.{fc}.\2") for i, fc in _SEQUENTIAL_MLP),
+    *((rf"readout_list\.\d+\.{i}\.(\w+)", rf"combine.{fc}.\1") for i, fc in _SEQUENTIAL_MLP),
+)
+BNT: Renames = (
+    *_torch_layer(r"attention_list\.(\d+)\.transformer", r"layers.\1"),
+    *((rf"attention_list\.1\.encoder\.{i}\.(\w+)", rf"encoder.mlp.{fc}.\1") for i, fc in _SEQUENTIAL_MLP),
+    (r"attention_list\.1\.dec\.assignment\.cluster_centers", "communities.centres"),
+    (r"dim_reduction\.0\.(\w+)", r"readout.reduce.\1"),
+    *((rf"fc\.{i}\.(\w+)", rf"readout.mlp.{fc}.\1") for i, fc in _SEQUENTIAL_MLP),
+)
+
+
 def split_in_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Split the joint projections of torch's attention: `in_proj_weight` becomes `q.weight`, `k.weight`, `v.weight`.
 
@@ -101,6 +134,24 @@ def split_in_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = tensor
     return split
+
+
+def drop_encoder_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name each encoder of an official THC or BNT once: `….clustering.encoder.0.weight` is `….encoder.0.weight`.
+
+    The official modules hold the same encoder twice; a state dict may have both names or either.
+
+    Args:
+        state: official names → tensors.
+    Raises: ValueError if two names of a tensor hold different numbers.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = re.sub(r"^(attention_list\.\d+)\.(?:clustering|dec)(\.encoder\.)", r"\1\2", name)
+        if plain in named and not named[plain].equal(tensor):
+            raise ValueError(f"{plain} and its alias under clustering or dec hold different numbers")
+        named[plain] = tensor
+    return named
 
 
 def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Renames, *, kept: str | None = None) -> None:

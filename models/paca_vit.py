@@ -4,8 +4,8 @@ Source: Grainger et al. 2023, "PaCa-ViT: Learning Patch-to-Cluster Attention in 
 the official code (github.com/iVMCL/PaCaViT @4307018).
 Differs: the strides of the stem are settings, so that small pictures have a variant; residual branches end in zero
 weights at initialisation, so that training from scratch starts at the identity; convolutions start as torch makes them.
-Deliberately absent: linear clustering, teacher-made clusters, position embeddings (of tokens and of clusters), layer
-scale, MLPs without convolution.
+Deliberately absent: linear clustering, position embeddings (of tokens and of clusters), layer scale, MLPs without
+convolution. Clusters made by a teacher are in `paca_teacher.py`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class PaCaViTConfig:
         depths: blocks.
         mlp_ratios: hidden width over E, of the MLP and of the MLP clustering.
         num_clusters: C; 0 means full attention between patches.
-        clustering: how scores are made, by a convolution or an MLP.
+        clustering: how scores are made, by a convolution or an MLP; "teacher": assignments come from outside.
         clustering_kernel_sizes: of the convolutional clustering, odd.
         onsite_clustering: i > 0: every i-th block of the stage, the first included, makes its own assignment and the
             blocks between reuse the latest; 0: only the first block does.
@@ -46,7 +46,7 @@ class PaCaViTConfig:
     depths: tuple[int, ...]
     num_clusters: tuple[int, ...]
     mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
-    clustering: Literal["conv", "mlp"] = "conv"
+    clustering: Literal["conv", "mlp", "teacher"] = "conv"
     clustering_kernel_sizes: tuple[int, ...] = (7, 7, 7, 7)
     onsite_clustering: tuple[int, ...] = (0, 0, 0, 0)
     stem_strides: tuple[int, int] = (2, 2)
@@ -233,11 +233,22 @@ class PaCaStage(nn.Module):
 
     def forward(self, x: Tensor) -> StageOutput:
         """Map (B, E_in, Y, X) → the stage's output on its own, smaller grid."""
-        x, grid = self.downsample(x)
-        clusters: Tensor | None = None
+        return self.attend(*self.downsample(x))
+
+    def attend(
+        self, x: Tensor, grid: tuple[int, int], *, clusters: Tensor | None = None, features: Tensor | None = None
+    ) -> StageOutput:
+        """Run the stage behind its downsampling.
+
+        Args:
+            x: (B, N, E) on the grid (Y, X).
+            grid: (Y, X).
+            clusters: (B, C, N) assignment for the blocks that make none.
+            features: (B, N, E), added before the norm.
+        """
         for block in self.blocks:
             x, clusters = block(x, grid, clusters)
-        return StageOutput(self.norm(x), grid, clusters)
+        return StageOutput(self.norm(x if features is None else x + features), grid, clusters)
 
 
 class PaCaViT(nn.Module):
@@ -278,7 +289,7 @@ class PaCaViTClassifier(nn.Module):
         super().__init__()
         self.backbone = PaCaViT(config)
         self.head = nn.Linear(config.dims[-1], num_classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Classify.
@@ -296,14 +307,15 @@ def _clustering(config: PaCaViTConfig, stage: int, block: int) -> nn.Module | No
     """Make what a block scores clusters with; None if it reuses an assignment or its stage has no clusters."""
     dim, num_clusters, every = config.dims[stage], config.num_clusters[stage], config.onsite_clustering[stage]
     is_onsite = block % every == 0 if every else block == 0
-    if not num_clusters or not is_onsite:
+    if not num_clusters or not is_onsite or config.clustering == "teacher":
         return None
     if config.clustering == "conv":
         return ConvClustering(dim, num_clusters, kernel_size=config.clustering_kernel_sizes[stage])
     return MlpClustering(dim, num_clusters, hidden_dim=int(dim * config.mlp_ratios[stage]))
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Set fresh weights of a layer; of blocks, those that end residual branches."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
         if module.bias is not None:
@@ -319,6 +331,12 @@ PACA_VIT_TINY = PaCaViTConfig(
 PACA_VIT_SMALL = replace(PACA_VIT_TINY, depths=(3, 3, 10, 3))
 PACA_VIT_SMALL_MLP = replace(PACA_VIT_SMALL, clustering="mlp")
 PACA_VIT_SMALL_BLOCKWISE = replace(PACA_VIT_SMALL, num_clusters=(100, 100, 100, 100), onsite_clustering=(1, 1, 1, 1))
+# The published ablation of the number of clusters: first stage, last stage.
+PACA_VIT_SMALL_100_100 = replace(PACA_VIT_SMALL, num_clusters=(100, 100, 100, 100))
+PACA_VIT_SMALL_100_49 = replace(PACA_VIT_SMALL, num_clusters=(100, 81, 64, 49))
+PACA_VIT_SMALL_49_100 = replace(PACA_VIT_SMALL, num_clusters=(49, 64, 81, 100))
+PACA_VIT_SMALL_49_0 = replace(PACA_VIT_SMALL, num_clusters=(49, 49, 49, 0))
+PACA_VIT_SMALL_2_0 = replace(PACA_VIT_SMALL, num_clusters=(2, 2, 2, 0))
 PACA_VIT_BASE = replace(PACA_VIT_SMALL, dims=(96, 192, 384, 512), depths=(3, 3, 18, 3), drop_path=0.5)
 
 # For pictures of 32x32: half the stem stride and three stages, so that the last one still sees a 4x4 grid. Most blocks

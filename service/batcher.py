@@ -12,6 +12,7 @@ hand results back in one wake-up of the loop per batch.
 import asyncio
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -109,12 +110,18 @@ class Batcher:
 
     # On the event loop
 
-    def start(self, num_workers: int) -> None:
-        """Start the workers; call on the event loop that `admit` will be called on."""
+    def start(self, num_workers: int, cores: Sequence[int] = ()) -> None:
+        """Start the workers; call on the event loop that `admit` will be called on.
+
+        Args:
+            num_workers: how many batches may run at once.
+            cores: as many; the CPU core that each worker keeps to. None leaves that to the operating system.
+        """
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
         for index in range(num_workers):
-            worker = threading.Thread(target=self._work, name=f"worker-{index}", daemon=True)
+            core = cores[index] if cores else None
+            worker = threading.Thread(target=self._work, args=(core,), name=f"worker-{index}", daemon=True)
             worker.start()
             self._workers.append(worker)
 
@@ -212,7 +219,9 @@ class Batcher:
 
     # On a worker
 
-    def _work(self) -> None:
+    def _work(self, core: int | None) -> None:
+        if core is not None:
+            os.sched_setaffinity(threading.get_native_id(), {core})
         while (batch := self.take()) is not None:
             self.run(*batch)
 

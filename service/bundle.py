@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -49,6 +49,13 @@ class Golden(_Part):
     file: str
     atol: float = Field(ge=0)
     rtol: float = Field(ge=0)
+    max_share_off: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of an output's numbers that may be beyond both: where queries are clustered by hashes, a "
+        "near tie may fall differently on another processor.",
+    )
 
 
 class Origin(_Part):
@@ -65,18 +72,31 @@ class Origin(_Part):
 
 
 class Normalisation(_Part):
-    """What the program does to pixels before the first layer; told here so that programs can be made again."""
+    """What the program does to its input before the first layer; told here so that programs can be made again."""
 
-    mean: tuple[float, float, float] = Field(description="Per channel, of values in [0, 1].")
-    std: tuple[float, float, float]
+    mean: tuple[float, ...] = Field(
+        min_length=1, description="Of pixels in [0, 1], per channel; of log-mel features, for all bands or per band."
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "Normalisation":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers, std has {len(self.std)}; they must have as many")
+        return self
 
 
 class Parity(_Part):
-    """Largest difference between the trained module and the program, max|a-b| / max|b|, over natural pictures."""
+    """Largest difference between the trained module and the program, max|a-b| / max|b|, over natural inputs."""
 
     inputs: str = Field(description="What was compared on.")
     batch_sizes: tuple[int, ...] = Field(description="None of them was used for the export.")
-    max_relative_error: dict[str, float] = Field(description="Output → largest difference.")
+    max_relative_error: dict[str, float] = Field(description="Output → largest difference, in rows that are not off.")
+    share_of_rows_off: dict[str, float] = Field(
+        default={},
+        description="Output → share of its rows that differ by more than 1e-5, as near ties of clustering by hashes "
+        "fell differently; empty where nothing is decided and no row is off.",
+    )
 
 
 class Manifest(_Part):

@@ -23,6 +23,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="What programs run on; auto takes CUDA where it works, cuda refuses to start else."
     )
+    native_library: Path | None = Field(
+        default=None,
+        description="Library of the native CPU kernels; by default the newest under `build/native`, if there is one.",
+    )
     workers: int = Field(
         default=0, ge=0, le=256, description="Batches in flight per model; 0 is one per CPU core, or two on CUDA."
     )
@@ -51,4 +55,9 @@ def find_unknown_variables() -> list[str]:
 
 def count_cores() -> int:
     """Count the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(list_cores()) or os.cpu_count() or 1
+
+
+def list_cores() -> list[int]:
+    """Number the CPU cores that this process may use; none where the operating system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -2,6 +2,9 @@
 
 A request then costs one core, and cores are kept busy by batches beside each other. Threads inside a call do not spin:
 spinning steals the cores that decode the next inputs.
+
+A program may hold operators of our own, each with a body in standard operators. On the CPU a library of native kernels
+replaces the bodies, if there is one.
 """
 
 import logging
@@ -16,6 +19,7 @@ from service.settings import count_cores
 
 logger = logging.getLogger(__name__)
 
+OPERATORS = "operators"  # key of a program's metadata: operators of our own in it, for which native kernels may exist
 CUDA_STREAMS = 2  # one batch computes while the other is copied
 
 
@@ -26,15 +30,16 @@ class OnnxRuntime:
         session: an `onnxruntime.InferenceSession`.
         version: of ONNX Runtime.
         device: `cpu` or `cuda`.
+        kernel: `portable` or `native`.
     """
 
     name = "onnx"
-    kernel = "portable"
 
-    def __init__(self, session: Any, *, version: str, device: str) -> None:
+    def __init__(self, session: Any, *, version: str, device: str, kernel: str = "portable") -> None:
         self._session = session
         self.version = version
         self.device = device
+        self.kernel = kernel
         self.num_streams = CUDA_STREAMS if device == "cuda" else count_cores()
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
@@ -47,12 +52,14 @@ class OnnxRuntime:
         self._session = None
 
 
-def open_onnx(path: Path, *, device: str) -> OnnxRuntime:
+def open_onnx(path: Path, *, device: str, native_library: Path | None = None) -> OnnxRuntime:
     """Load a program.
 
     Args:
         path: of the ONNX file.
         device: `cpu`, `cuda`, or `auto`: CUDA where it works.
+        native_library: of kernels for our own operators, for the CPU alone; without it, or if it does not load, the
+            program's own bodies run.
     Raises: BundleError if the program does not load, if CUDA was asked for and is not used, or if two builds of
         ONNX Runtime are installed over each other.
     """
@@ -75,6 +82,8 @@ def open_onnx(path: Path, *, device: str) -> OnnxRuntime:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # With CUDA, a kernel for the CPU would force copies; the bodies run on the GPU.
+    has_kernels = native_library is not None and not wants_cuda and _register(options, native_library)
     cpu = "CPUExecutionProvider"
     providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), cpu] if wants_cuda else [cpu]
     try:
@@ -90,7 +99,24 @@ def open_onnx(path: Path, *, device: str) -> OnnxRuntime:
         if device == "cuda":
             raise BundleError(fault)
         logger.warning(fault)
-    return OnnxRuntime(session, version=onnxruntime.__version__, device="cuda" if is_cuda else "cpu")
+    operators = session.get_modelmeta().custom_metadata_map.get(OPERATORS, "")
+    if operators and not has_kernels:
+        logger.info("%s runs the portable bodies of %s", path, operators)
+    return OnnxRuntime(
+        session,
+        version=onnxruntime.__version__,
+        device="cuda" if is_cuda else "cpu",
+        kernel="native" if operators and has_kernels else "portable",
+    )
+
+
+def _register(options: Any, library: Path) -> bool:
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # noqa: BLE001 - the library's own exception classes are not public
+        logger.warning("%s does not load; programs run their portable bodies: %s", library, error)
+        return False
+    return True
 
 
 def _check_installation() -> None:

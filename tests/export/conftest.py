@@ -1,8 +1,9 @@
-"""What the tests of the export share: a small PaCa-ViT with random weights, its training run and its bundle."""
+"""What the tests of the export share: small models with random weights, a training run and bundles."""
 
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from export.bundles import write_classifier_bundle
+from export.bundles import write_bundle
 from export.source import RUN, WEIGHTS, Source, read_source
 from models import BUILDERS
 from models.paca_vit import PaCaViTClassifier, PaCaViTConfig
+from tests.export.tiny_recogniser import CLUSTERED, FULL, RECOGNISERS, make_recogniser, make_speech_source
 from tests.golden_files import REPOSITORY
 from tests.service.tiny_bundle import make_facts
 
 LEAF_SPEC = r".*treespec, LeafSpec.* is deprecated"  # torch 2.13's exporter warns of torch 2.13
+SHARED_AXIS = r"# The axis name: (\w+) will not be used, since it shares .* axis: \1\."  # two inputs have this axis
 ARCHITECTURE = "paca-vit-of-tests"
 CONFIG = PaCaViTConfig(
     dims=(16, 32),
@@ -60,6 +63,8 @@ def make_source() -> Source:
 def _builder() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUILDERS, ARCHITECTURE, partial(PaCaViTClassifier, CONFIG))
+        for name, builder in RECOGNISERS.items():
+            patch.setitem(BUILDERS, name, builder)
         yield
 
 
@@ -91,15 +96,42 @@ def bundle_folder(
     run_folder: Path, tmp_path_factory: pytest.TempPathFactory, _builder: None, _one_thread: None
 ) -> Path:
     """The bundle made of that run; not to be changed."""
-    out = tmp_path_factory.mktemp("exported") / "paca-vit-of-tests"
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    return write_quietly(*read_source(run_folder), tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def speech_bundle(tmp_path_factory: pytest.TempPathFactory, _builder: None, _one_thread: None) -> Path:
+    """The bundle of a recogniser with clustered attention; not to be changed."""
+    source = make_speech_source(CLUSTERED)
+    return write_quietly(source, make_recogniser(CLUSTERED), tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def full_speech_bundle(tmp_path_factory: pytest.TempPathFactory, _builder: None, _one_thread: None) -> Path:
+    """The bundle of a recogniser with full attention; not to be changed."""
+    source = make_speech_source(FULL)
+    return write_quietly(source, make_recogniser(FULL), tmp_path_factory.mktemp("exported"))
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Ignores what torch's exporter warns of without need."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", LEAF_SPEC, FutureWarning)
+        warnings.filterwarnings("ignore", SHARED_AXIS, UserWarning)
+        yield
+
+
+def write_quietly(source: Source, model: nn.Module, folder: Path) -> Path:
+    """Write a bundle below a folder, from the repository's root and without the exporter's warnings."""
+    out = folder / source.name
+    with pytest.MonkeyPatch.context() as patch, quiet_exporter():
         patch.chdir(REPOSITORY)
-        write_classifier_bundle(*read_source(run_folder), out)
+        write_bundle(source, model, out)
     return out
 
 
 @pytest.fixture
 def source_and_model(run_folder: Path) -> Callable[[], tuple[Source, nn.Module]]:
-    """Reads the run; an export changes the model, so each needs its own."""
+    """Reads the run, for tests that change the model."""
     return lambda: read_source(run_folder)

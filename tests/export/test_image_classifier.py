@@ -58,5 +58,4 @@ def differences_where_the_mean_is_folded(model: nn.Module, images: Tensor, expec
 
 
 def make_program(model: nn.Module) -> ImageClassifierProgram:
-    copy = deepcopy(model)
-    return ImageClassifierProgram(copy, first_convolution(copy), NORMALISATION).eval()
+    return ImageClassifierProgram(deepcopy(model), NORMALISATION).eval()

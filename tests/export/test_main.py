@@ -18,7 +18,7 @@ def run(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, *arguments: str) -
         written.append(out)
         return open_bundle(bundle_folder).manifest
 
-    monkeypatch.setattr(command, "write_classifier_bundle", write)
+    monkeypatch.setattr(command, "write_bundle", write)
     monkeypatch.setattr(sys, "argv", ["export", *arguments])
     command.main()
     return written
@@ -41,3 +41,37 @@ def test_without_a_folder_the_bundle_goes_among_the_others(
     (tmp_path / "bundles" / "paca-vit-of-tests").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, bundle_folder, str(run_folder)) == [Path("bundles/paca-vit-of-tests")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], (Path("build/native"), False)),
+        (["--out", "elsewhere", "--sanitize"], (Path("elsewhere"), True)),
+    ],
+)
+def test_the_native_kernel_is_built_by_a_command_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: tuple[Path, bool],
+) -> None:
+    built: list[tuple[Path, bool]] = []
+
+    def build(out: Path, *, sanitize: bool) -> Path:
+        built.append((out, sanitize))
+        return out / "kernel.so"
+
+    monkeypatch.setattr(command, "build_native", build)
+    monkeypatch.setattr(sys, "argv", ["export", "build-native", *arguments])
+    command.main()
+    assert built == [expected]
+    assert capsys.readouterr().out == f"{expected[0] / 'kernel.so'}\n"
+
+
+def test_a_speech_bundle_s_rows_that_are_off_are_told(
+    monkeypatch: pytest.MonkeyPatch, speech_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, speech_bundle, str(speech_bundle), "--out", str(speech_bundle))
+    parity = open_bundle(speech_bundle).manifest.parity
+    assert json.loads(capsys.readouterr().out)["rows_off"] == parity.share_of_rows_off

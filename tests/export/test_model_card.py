@@ -28,6 +28,15 @@ def test_the_card_holds_every_number_that_was_measured() -> None:
         assert str(value) in card
 
 
+def test_the_card_tells_how_many_rows_are_off_where_some_may_be() -> None:
+    parity = make_manifest().parity
+    assert "differ by more" not in render_model_card(make_manifest())
+    parity = parity.model_copy(update={"share_of_rows_off": {"log_probs": 0.01234, "clusters": 0.0}})
+    assert "fell differently: log_probs 1.23%, clusters 0.00%; 17 crops" in render_model_card(
+        make_manifest(parity=parity)
+    )
+
+
 @pytest.mark.parametrize("field", ["command", "recipe", "hardware", "data", "data_license", "architecture"])
 def test_the_card_tells_where_the_weights_come_from(field: str) -> None:
     origin = make_facts()["origin"].model_copy(update={field: "a fact that stands nowhere else"})

@@ -30,8 +30,8 @@ class GatedRuntime(OnnxRuntime):
         return super().run(inputs, outputs)
 
 
-def open_gated(path: Path, *, device: str) -> GatedRuntime:
-    opened = open_onnx(path, device=device)
+def open_gated(path: Path, *, device: str, native_library: Path | None) -> GatedRuntime:
+    opened = open_onnx(path, device=device, native_library=native_library)
     return GatedRuntime(opened._session, version=opened.version, device=opened.device)
 
 

@@ -1,6 +1,7 @@
 """Here a test is the worker: it calls `choose` and `run`. Only the last two tests start workers."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -562,3 +563,16 @@ async def test_workers_answer_everybody_and_end_when_closed() -> None:
     assert max(map(len, program.rows)) <= 3
     batcher.close()
     assert not any(worker.is_alive() for worker in batcher._workers)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the operating system does not pin threads")
+async def test_workers_keep_to_the_cores_that_they_are_given() -> None:
+    core = min(os.sched_getaffinity(0))
+    bench = Bench()
+    bench.batcher.start(2, [core, core])
+    with anyio.fail_after(10):
+        while {frozenset(os.sched_getaffinity(worker.native_id or 0)) for worker in bench.batcher._workers} != {
+            frozenset({core})
+        }:
+            await checkpoint()
+    bench.batcher.close()

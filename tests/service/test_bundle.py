@@ -100,6 +100,11 @@ def test_a_manifest_that_is_none_is_refused(bundle_copy: Path, content: bytes) -
         ("outputs", []),
         ("length_buckets", [8, 4]),
         ("length_buckets", [4, 4]),
+        ("golden", {"file": GOLDEN, "atol": 0, "rtol": 0, "max_share_off": 1.0}),
+        ("golden", {"file": GOLDEN, "atol": 0, "rtol": 0, "max_share_off": -0.1}),
+        ("normalisation", {"mean": [], "std": []}),
+        ("normalisation", {"mean": [0.5], "std": [0.0]}),
+        ("normalisation", {"mean": [0.5, 0.5], "std": [1.0]}),
     ],
 )
 def test_a_field_that_does_not_fit_is_refused_with_its_name(bundle_copy: Path, field: str, value: object) -> None:

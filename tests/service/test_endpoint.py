@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.bundle import open_bundle
-from service.endpoint import Endpoint, open_endpoint
+from service.endpoint import Endpoint, check_golden, open_endpoint
 from service.errors import BundleError, InvalidInput, ModelFailed
 from service.metrics import Metrics
 from service.runtimes import RUNTIMES
@@ -40,8 +40,8 @@ class RecordingRuntime(OnnxRuntime):
         return super().run(inputs, outputs)
 
 
-def record_runs(path: Path, *, device: str) -> RecordingRuntime:
-    opened = open_onnx(path, device=device)
+def record_runs(path: Path, *, device: str, native_library: Path | None) -> RecordingRuntime:
+    opened = open_onnx(path, device=device, native_library=native_library)
     return RecordingRuntime(opened._session, version=opened.version, device=opened.device)
 
 
@@ -71,6 +71,44 @@ def test_a_golden_output_that_is_off_refuses_to_start(
     change_golden(bundle_copy, f"output.{name}", lambda array: array + np.float32(value) * (array == array.max()))
     with pytest.raises(BundleError, match=rf"{NAME}.*{name} differs from golden"):
         open_it(bundle_copy, settings())
+
+
+def spoil_numbers(folder: Path, number: int, value: float) -> None:
+    """Changes so many of the six golden logits."""
+
+    def spoil(array: Any) -> Any:
+        array.flat[:number] += np.float32(value)
+        return array
+
+    change_golden(folder, "output.logits", spoil)
+
+
+@pytest.mark.parametrize(("number", "opens"), [(1, True), (2, True), (3, False)])
+def test_as_many_golden_numbers_may_be_off_as_the_manifest_allows(
+    bundle_copy: Path, settings: MakeSettings, number: int, opens: bool
+) -> None:
+    spoil_numbers(bundle_copy, number, 0.01)
+    reseal(bundle_copy, golden={"file": GOLDEN, "atol": 1e-4, "rtol": 1e-4, "max_share_off": 0.34})
+    if opens:
+        open_it(bundle_copy, settings()).runtime.close()
+    else:
+        with pytest.raises(BundleError, match=r"logits differs from golden by 0.01, 50.00% of .*; 34.00% may"):
+            open_it(bundle_copy, settings())
+
+
+def test_a_number_that_is_none_is_never_allowed_to_be_off(bundle_copy: Path, settings: MakeSettings) -> None:
+    class Broken(OnnxRuntime):
+        def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+            found = super().run(inputs, outputs)
+            found["logits"].flat[0] = np.nan
+            return found
+
+    reseal(bundle_copy, golden={"file": GOLDEN, "atol": 1e-4, "rtol": 1e-4, "max_share_off": 0.9})
+    bundle = open_bundle(bundle_copy)
+    opened = open_onnx(bundle_copy / PROGRAM, device="cpu")
+    broken = Broken(opened._session, version=opened.version, device="cpu")
+    with pytest.raises(BundleError, match=r"logits differs from golden by nan, 16.67% of its numbers"):
+        check_golden(broken, bundle, *bundle.read_golden())
 
 
 def test_a_golden_output_of_another_shape_refuses_to_start(bundle_copy: Path, settings: MakeSettings) -> None:

@@ -1,7 +1,7 @@
 """PaCa-ViT micro on CIFAR-10 (JPEG copy), 32x32 pixels, in two runs.
 
-The second one starts from the weights of the first, with lower rates and mixed pictures: the first fits its training
-pictures nearly as well as label smoothing lets it.
+The second one starts from the weights of the first, with lower rates and mixed pictures: the training loss of the first
+ends at 0.60, and label smoothing allows 0.50 at least.
 """
 
 from dataclasses import replace

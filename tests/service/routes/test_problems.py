@@ -292,8 +292,8 @@ SPOILED = {
 async def test_a_model_that_fails_tells_nothing_of_the_inside(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def open_failing(path: Path, *, device: str) -> FailingRuntime:
-        opened = open_onnx(path, device=device)
+    def open_failing(path: Path, *, device: str, native_library: Path | None) -> FailingRuntime:
+        opened = open_onnx(path, device=device, native_library=native_library)
         return FailingRuntime(opened._session, version=opened.version, device=opened.device)
 
     monkeypatch.setitem(RUNTIMES, "onnx", open_failing)

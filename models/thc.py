@@ -1,0 +1,320 @@
+"""THC: a transformer over brain regions that merges them, level by level, into fewer and fewer communities.
+
+Each level lets its nodes attend to each other, decides from that attention who belongs to which community, and hands
+the communities on as the nodes of the next level. Every level may vote on the class.
+
+Source: Dai et al. 2023, "Transformer-Based Hierarchical Clustering for Brain Network Analysis", checked against the
+official code (github.com/DDVD233/THC @9af3a57).
+Differs: an assignment is made from the subject's own attention unless `scope` says otherwise (officially from the mean
+over the batch, so that answers depend on the other subjects); the encoder is small unless it is "flat"; a community is
+kept where the top-k mask would leave none; a variational encoder, which the paper's summary names and the code lacks.
+Deliberately absent: mixup and the cross-entropy (they belong to training), time series (connectivity is made before).
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.communities import (
+    BrainOutput,
+    CentreCommunities,
+    LearnedCommunities,
+    Scope,
+    Similarity,
+    count_kept,
+)
+from models.encoder import EncoderConfig, EncoderLayer
+from models.node_mlps import Mlp, NodeMlpKind, Readout, VariationalEncoder, make_node_mlp
+
+Assignment = Literal["learnable", "ocread"]
+Encoder = NodeMlpKind | Literal["none"]
+Combination = Literal["sum", "mean", "max", "concat", "global", "last"]
+
+COMBINING_DIMS = (256, 32)  # hidden layers of the MLP over all votes, in the official code
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThcConfig:
+    """Settings that differ between variants; the official name follows where it is another one.
+
+    Attributes:
+        num_regions: R, also the features of a region: its row of the connectivity (node_num).
+        sizes: C, communities of each level; N, the nodes of a level, is R or the size before.
+        pooling: whether each level merges its nodes; one that does not keeps the size before.
+        identity_dim: learned features added to each region, 0 for none (pos_encoding "identity", pos_embed_dim). E, the
+            model dim, is R + identity_dim.
+        num_heads: H, divides E.
+        hidden_dim: of the transformer's MLP (transformer_hidden_size).
+        assignment: "learnable", from attention, or "ocread", from centres (clustering_type).
+        scope: what an assignment is made from, see `SharedMean`; "batch" is official for "learnable", and for "ocread"
+            with average_assignment.
+        momentum: of the running mean with scope "stored".
+        has_orthogonal_start: of the learned map or the centres (orthogonal).
+        has_top_k_mask: of "learnable" (mask_top_k).
+        min_kept: the mask keeps at least as many communities of a node; officially 0.
+        similarity: of "ocread" (project_assignment; false is "student-t").
+        are_centres_frozen: of "ocread" (freeze_center).
+        encoder: "flat" (official), "shared" or "factorised", see `make_node_mlp`; "none" (no_encoder).
+        encoder_dim: width of its hidden layers; officially hidden_dim.
+        is_variational: whether the encoder is a `VariationalEncoder`.
+        readout: how the levels' votes become one: "sum", "mean", "max" or an MLP over them, "concat"; or one readout of
+            the nodes of all levels, "global", or of the last level, "last" (readout, hierarchical, global_pooling).
+        readout_dim: features of a node that a readout keeps (feature_reduction_dim; officially 8 where there is one
+            readout).
+        readout_hidden_dim: width of a readout's first hidden layer (readout_hidden_size; officially 256 where there is
+            one readout).
+        dropout: as in `EncoderConfig`, and of the attention weights.
+        has_attention_noise: whether logistic noise is added to attention scores in training (att_noise).
+    """
+
+    num_regions: int
+    sizes: tuple[int, ...] = (90, 4)
+    pooling: tuple[bool, ...] = (True, True)
+    identity_dim: int = 0
+    num_heads: int = 4
+    hidden_dim: int = 1024
+    assignment: Assignment = "learnable"
+    scope: Scope = "subject"
+    momentum: float = 0.1
+    has_orthogonal_start: bool = True
+    has_top_k_mask: bool = True
+    min_kept: int = 1
+    similarity: Similarity = "projection"
+    are_centres_frozen: bool = False
+    encoder: Encoder = "shared"
+    encoder_dim: int = 256
+    is_variational: bool = False
+    readout: Combination = "sum"
+    readout_dim: int = 128
+    readout_hidden_dim: int = 256
+    dropout: float = 0.1
+    has_attention_noise: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit together.
+
+        Raises: ValueError naming the setting.
+        """
+        for name, options in _OPTIONS.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}={getattr(self, name)} must be one of {', '.join(options)}")
+        if len(self.sizes) != len(self.pooling):
+            raise ValueError(f"pooling has {len(self.pooling)} entries; sizes has {len(self.sizes)} levels")
+        if self.is_variational and self.encoder == "none":
+            raise ValueError('is_variational needs an encoder; encoder is "none"')
+        for num_nodes, size, is_pooled in zip(self.num_nodes, self.sizes, self.pooling, strict=True):
+            most = num_nodes if self.assignment == "learnable" else self.dim
+            if not is_pooled and size != num_nodes:
+                raise ValueError(f"size={size} of a level that does not pool must be its number of nodes, {num_nodes}")
+            if is_pooled and self.has_orthogonal_start and size > most:
+                raise ValueError(f"size={size} exceeds {most}: no more communities can start orthogonal")
+
+    @property
+    def dim(self) -> int:
+        """E."""
+        return self.num_regions + self.identity_dim
+
+    @property
+    def num_nodes(self) -> tuple[int, ...]:
+        """N of each level."""
+        return (self.num_regions, *self.sizes[:-1])
+
+
+class ScoredAttention(nn.Module):
+    """Full attention that also gives its scores, with the call of `FullAttention`.
+
+    Args:
+        dropout: of the weights while training.
+        has_noise: whether scores get logistic noise while training.
+    """
+
+    def __init__(self, *, dropout: float, has_noise: bool) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.has_noise = has_noise
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, query_lengths: None, key_lengths: None) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            q, k, v: (B, H, N, D).
+            query_lengths, key_lengths: None; every region is real.
+        Returns: (B, H, N, D) and the scaled scores before the softmax, mean over heads, (B, N, N).
+        """
+        assert query_lengths is None
+        assert key_lengths is None
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        if self.has_noise and self.training:
+            uniform = torch.rand_like(scores)
+            scores = scores + uniform.logit(eps=torch.finfo(scores.dtype).eps)
+        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        return weights @ v, scores.mean(dim=1)
+
+
+class LevelOutput(NamedTuple):
+    """What a level hands on.
+
+    Attributes:
+        nodes: (B, C, E), or (B, N, E) where it does not pool.
+        assignment: (B, N, C); None where it does not pool.
+        scores: (B, N, N), attention before the softmax, mean over heads.
+        losses: name → scalar.
+    """
+
+    nodes: Tensor
+    assignment: Tensor | None
+    scores: Tensor
+    losses: dict[str, Tensor]
+
+
+class ThcLevel(nn.Module):
+    """A transformer layer over nodes that merges them into communities, or leaves them as they are.
+
+    Args:
+        config: a variant.
+        level: which level, from 0.
+    """
+
+    def __init__(self, config: ThcConfig, level: int) -> None:
+        super().__init__()
+        layer = EncoderConfig(
+            num_layers=1,
+            dim=config.dim,
+            num_heads=config.num_heads,
+            hidden_dim=config.hidden_dim,
+            dropout=config.dropout,
+        )
+        self.layer = EncoderLayer(layer, ScoredAttention(dropout=config.dropout, has_noise=config.has_attention_noise))
+        self.is_pooled = config.pooling[level]
+        if self.is_pooled:
+            self.encoder = _make_encoder(config, level)
+            self.communities = _make_communities(config, level)
+            self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor) -> LevelOutput:
+        """Nodes (B, N, E) → what the level hands on."""
+        x, scores = self.layer(x, None)
+        if not self.is_pooled:
+            return LevelOutput(x, None, scores, {})
+        losses: dict[str, Tensor] = {}
+        if isinstance(self.encoder, VariationalEncoder):
+            x, losses = self.encoder(x)
+        else:
+            x = self.encoder(x)
+        assignment = self.communities(x, scores)
+        losses = {"cluster": self.communities.loss(assignment)} | losses
+        return LevelOutput(self.norm(assignment.transpose(1, 2) @ x), assignment, scores, losses)
+
+
+class Thc(nn.Module):
+    """Connectivity → class and communities.
+
+    Args:
+        config: a variant.
+        num_classes: L.
+    """
+
+    def __init__(self, config: ThcConfig, *, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.identity: nn.Parameter | None = None
+        if config.identity_dim:
+            identity = torch.empty(config.num_regions, config.identity_dim)
+            self.identity = nn.Parameter(nn.init.kaiming_normal_(identity))
+        self.levels = nn.ModuleList(ThcLevel(config, level) for level in range(len(config.sizes)))
+        read_sizes = {"global": (sum(config.sizes),), "last": config.sizes[-1:]}.get(config.readout, config.sizes)
+        self.readouts = nn.ModuleList(
+            Readout(
+                size,
+                config.dim,
+                reduced_dim=config.readout_dim,
+                hidden_dim=config.readout_hidden_dim,
+                num_classes=num_classes,
+            )
+            for size in read_sizes
+        )
+        if config.readout == "concat":
+            self.combine = Mlp(len(config.sizes) * num_classes, COMBINING_DIMS, num_classes)
+
+    def forward(self, connectivity: Tensor) -> BrainOutput:
+        """Classify.
+
+        Args:
+            connectivity: (B, R, R), one row per region, of the kind that the weights were trained with.
+        Returns: logits (B, L), the assignment of each level that pools, and the losses `cluster`, with a variational
+            encoder also `reconstruction` and `divergence`.
+        """
+        x = connectivity
+        if self.identity is not None:
+            x = torch.cat([x, self.identity.expand(x.shape[0], -1, -1)], dim=-1)
+        nodes: list[Tensor] = []
+        assignments: list[Tensor] = []
+        losses: dict[str, Tensor] = {}
+        for level in self.levels:
+            x, assignment, _, added = level(x)
+            nodes.append(x)
+            assignments += [assignment] if assignment is not None else []
+            losses |= {name: losses[name] + loss if name in losses else loss for name, loss in added.items()}
+        return BrainOutput(self._vote(nodes), assignments, losses)
+
+    def _vote(self, nodes: list[Tensor]) -> Tensor:
+        """Nodes (B, C, E) of each level → logits (B, L)."""
+        readout = self.config.readout
+        if readout == "global":
+            return self.readouts[0](torch.cat(nodes, dim=1))
+        if readout == "last":
+            return self.readouts[0](nodes[-1])
+        votes = torch.stack([read(x) for read, x in zip(self.readouts, nodes, strict=True)], dim=1)  # (B, levels, L)
+        if readout == "concat":
+            return self.combine(votes.flatten(1))
+        if readout == "max":
+            return votes.amax(dim=1)
+        return votes.sum(dim=1) if readout == "sum" else votes.mean(dim=1)
+
+
+def _make_encoder(config: ThcConfig, level: int) -> nn.Module:
+    if config.encoder == "none":
+        return nn.Identity()
+    make = partial(make_node_mlp, config.encoder, config.num_nodes[level], hidden_dim=config.encoder_dim)
+    return VariationalEncoder(make, config.dim) if config.is_variational else make(config.dim, config.dim)
+
+
+def _make_communities(config: ThcConfig, level: int) -> LearnedCommunities | CentreCommunities:
+    num_nodes, size = config.num_nodes[level], config.sizes[level]
+    if config.assignment == "learnable":
+        return LearnedCommunities(
+            num_nodes,
+            size,
+            scope=config.scope,
+            momentum=config.momentum,
+            has_orthogonal_start=config.has_orthogonal_start,
+            num_kept=count_kept(size, min_kept=config.min_kept) if config.has_top_k_mask else None,
+        )
+    return CentreCommunities(
+        num_nodes,
+        size,
+        config.dim,
+        scope=config.scope,
+        momentum=config.momentum,
+        similarity=config.similarity,
+        has_orthogonal_start=config.has_orthogonal_start,
+        are_centres_frozen=config.are_centres_frozen,
+    )
+
+
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "assignment": get_args(Assignment),
+    "scope": get_args(Scope),
+    "similarity": get_args(Similarity),
+    "encoder": ("none", *get_args(NodeMlpKind)),
+    "readout": get_args(Combination),
+}
+
+THC_AAL116 = ThcConfig(num_regions=116)
+THC_CC200 = ThcConfig(num_regions=200)
+# The layout of the paper, 125 M parameters; answers depend on the batch.
+THC_CC200_OFFICIAL = replace(THC_CC200, scope="batch", min_kept=0, encoder="flat", encoder_dim=1024)

@@ -1,0 +1,335 @@
+"""Dynamic tokens as pure functions: density-peak clustering, merging, and the exchange between tokens and maps.
+
+A dynamic token stands for some of the M cells of a fixed grid, in any shape; `token_of_cell` (B, M) says which. Where
+it is None, every cell is its own token. Convolutions work on maps that are as fine as the cells or coarser.
+
+Source: Zeng et al. 2022, "Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer",
+sections 3.2 and 3.3, with the official code (github.com/zengwang430521/TCFormer @1ea72a8); Du et al. 2016 for DPC-KNN.
+Differs: sparse matrices became dense ones below `MAX_LINKS` entries and gathers above; distances are squared until they
+are reported; nothing is drawn at random.
+Deliberately absent: gradients through the clustering; fewer tokens for plain pictures, as all shapes are static.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.clustering import take_rows
+from models.layers import map_to_tokens, tokens_to_map
+
+Grid = tuple[int, int]
+
+EPS = 1e-6  # added to every sum of weights, as the official code does
+NOISE_SCALE = 1e-6  # official code, `cluster_dpc_knn`
+MAX_LINKS = 1 << 20  # N·P up to which one dense matrix product beats gathering cells: 784² at 224 px, not 4096² at 512
+SPLIT_FROM = 4096  # tokens from which no N² matrix is made
+MAX_PAIRS = 1 << 23  # pairs of tokens that are compared at once from there on
+
+# Distances are asked for block of rows by block of rows: slice of the rows and their squares (B, rows, N).
+_Blocks = Callable[[], Iterator[tuple[slice, Tensor]]]
+
+
+class DensityPeaks(NamedTuple):
+    """Result of `dpc_knn`.
+
+    Attributes:
+        clusters: (B, N) int64 in [0, C).
+        centers: (B, C) int64, token in the middle of each cluster, highest score first; center c is in cluster c.
+        nearest: (B, N, K) distances to the nearest neighbours, the token itself included, rising.
+        density: (B, N), in [0, 1] without noise.
+        scores: (B, N), density times the distance to the next denser token.
+    """
+
+    clusters: Tensor
+    centers: Tensor
+    nearest: Tensor
+    density: Tensor
+    scores: Tensor
+
+
+def dpc_knn(
+    x: Tensor,
+    *,
+    num_clusters: int,
+    num_neighbors: int = 5,
+    is_neighbor: Tensor | None = None,
+    is_real: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> DensityPeaks:
+    """Cluster tokens around density peaks: dense tokens far from denser ones become centers, the others join them.
+
+    Always in float32 or wider, and without gradient. Distances are Euclidean, divided by √E. From `SPLIT_FROM` tokens
+    on they are computed in blocks of at most `MAX_PAIRS` and twice, so that memory stays linear in N.
+
+    Args:
+        x: (B, N, E).
+        num_clusters: C ≤ N.
+        num_neighbors: K; a token counts among its own neighbours; N where there are fewer.
+        is_neighbor: (B, N) bool; the other tokens are farther from everybody than any pair is and join cluster 0.
+        is_real: (B, N) bool; the others have no density, so that they are centers last.
+        noise: (B, N) in [0, 1), breaks ties of density as the official code does; for parity only.
+    Returns: clusters and what they were made from; equal scores, and equal distances, go to the lower index.
+    Source: official code, `cluster_dpc_knn`. Differs: "farther than any pair" looks at the pairs of the sample, not of
+        the whole batch; this only shows in the score of a sample's densest token, which is the first center anyway.
+    """
+    with torch.no_grad(), _full_precision(x.device.type):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        E = x.shape[2]
+        rows, columns = _distance_factors(x)
+        blocks = _square_distances(rows, columns)
+        if is_neighbor is not None:
+            blocks = _hide_columns(blocks, is_neighbor, E)
+
+        K = min(num_neighbors, x.shape[1])
+        found = [(square.topk(K, largest=False).values, square.amax(dim=(1, 2))) for _, square in blocks()]
+        nearest = torch.cat([values for values, _ in found], dim=1).clamp(min=0) / E  # (B, N, K), squared
+        farthest = torch.stack([values for _, values in found]).amax(dim=0)[:, None, None]
+        density = (-nearest.mean(dim=-1)).exp()
+        if noise is not None:
+            density = density + noise * NOISE_SCALE
+        if is_real is not None:
+            density = density * is_real
+
+        separation = torch.cat([_to_denser(square, density, part, farthest) for part, square in blocks()], dim=1)
+        scores = (separation.clamp(min=0) / E).sqrt() * density
+        centers = scores.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
+        return DensityPeaks(_join(rows, columns, centers, is_neighbor), centers, nearest.sqrt(), density, scores)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Keep autocast away: in half precision distances, and with them clusters, are others."""
+    has_autocast = torch.amp.is_autocast_available(device_type)  # not so on the meta device
+    return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
+
+
+def _distance_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (B, N, E + 2) whose rows' products are squared distances: one matrix product makes all of them."""
+    norms = x.square().sum(dim=-1, keepdim=True)
+    ones = torch.ones_like(norms)
+    return torch.cat((-2 * x, norms, ones), dim=-1), torch.cat((x, ones, norms), dim=-1)
+
+
+def _square_distances(rows: Tensor, columns: Tensor) -> _Blocks:
+    """Squared distances of all pairs; self-distances are rounding noise around 0, negative too."""
+    N = rows.shape[1]
+    if N < SPLIT_FROM:
+        whole = rows @ columns.mT  # (B, N, N)
+        return lambda: iter([(slice(0, N), whole)])
+    parts = [slice(start, min(start + MAX_PAIRS // N, N)) for start in range(0, N, max(MAX_PAIRS // N, 1))]
+    return lambda: ((part, rows[:, part] @ columns.mT) for part in parts)
+
+
+def _hide_columns(blocks: _Blocks, is_neighbor: Tensor, dim: int) -> _Blocks:
+    """Put some tokens at a distance that is 1 more than the largest of their sample."""
+    farthest = torch.stack([square.amax(dim=(1, 2)) for _, square in blocks()]).amax(dim=0)
+    hidden = (((farthest / dim).sqrt() + 1).square() * dim)[:, None, None]
+    return lambda: ((part, torch.where(is_neighbor[:, None], square, hidden)) for part, square in blocks())
+
+
+def _to_denser(square: Tensor, density: Tensor, part: slice, farthest: Tensor) -> Tensor:
+    """Squared distance of each row to the nearest token of strictly higher density, the farthest where none is."""
+    is_denser = density[:, None] > density[:, part, None]  # (B, rows, N)
+    return torch.where(is_denser, square, farthest).amin(dim=-1)
+
+
+def _join(rows: Tensor, columns: Tensor, centers: Tensor, is_neighbor: Tensor | None) -> Tensor:
+    """Find the nearest center of each token: (B, N) int64."""
+    N, C = rows.shape[1], centers.shape[1]
+    step = N if N < SPLIT_FROM else max(MAX_PAIRS // C, 1)
+    middle = take_tokens(columns, centers).mT  # (B, E + 2, C)
+    clusters = torch.cat([(part @ middle).argmin(dim=-1) for part in rows.split(step, dim=1)], dim=1)
+    if is_neighbor is not None:
+        clusters = clusters * is_neighbor
+    # A center whose twin ranks higher would join the twin and leave its own cluster empty.
+    return clusters.scatter(1, centers, torch.arange(C, device=rows.device).expand_as(centers))
+
+
+def take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Take tokens of each sample: x (B, N, E), index (B, M) int64 in [0, N) → (B, M, E)."""
+    return take_rows(x[:, None], index[:, None])[:, 0]
+
+
+def weighted_means(x: Tensor, weights: Tensor, groups: Tensor, *, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Average tokens group by group.
+
+    Args:
+        x: (B, N, E).
+        weights: (B, N), not negative.
+        groups: (B, N) int64 in [0, num_groups).
+        num_groups: G.
+    Returns: means (B, G, E), zeros for an empty group, and sums of weights + EPS (B, G).
+    """
+    sums = x.new_zeros(x.shape[0], num_groups, x.shape[2]).scatter_add(
+        1, groups[..., None].expand_as(x), x * weights[..., None]
+    )
+    totals = weights.new_zeros(x.shape[0], num_groups).scatter_add(1, groups, weights) + EPS
+    return sums / totals[..., None], totals
+
+
+def merge_tokens(
+    x: Tensor,
+    weights: Tensor,
+    clusters: Tensor,
+    token_of_cell: Tensor | None,
+    cell_weights: Tensor | None,
+    *,
+    num_clusters: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the tokens of each cluster into their weighted mean.
+
+    Args:
+        x: (B, N, E).
+        weights: (B, N), positive.
+        clusters: (B, N) int64 in [0, C).
+        token_of_cell: (B, M) int64 in [0, N), or None.
+        cell_weights: (B, M), how much a cell weighs in its token; None is 1.
+        num_clusters: C.
+    Returns: tokens (B, C, E), `token_of_cell` and `cell_weights` of them.
+    Source: official code, `merge_tokens`, whose division of the weights by their maximum has no effect either.
+    """
+    merged, totals = weighted_means(x, weights, clusters, num_groups=num_clusters)
+    shares = weights / totals.gather(1, clusters)
+    if token_of_cell is not None:
+        clusters, shares = clusters.gather(1, token_of_cell), shares.gather(1, token_of_cell)
+    return merged, clusters, shares if cell_weights is None else cell_weights * shares
+
+
+def token_downup(
+    x: Tensor, token_of_cell: Tensor | None, target_of_cell: Tensor, target_weights: Tensor, *, num_targets: int
+) -> Tensor:
+    """Carry tokens over to other tokens of the same cells.
+
+    Args:
+        x: (B, N, E), the source.
+        token_of_cell: (B, M) int64, token of the source that each cell is in, or None.
+        target_of_cell: (B, M) int64, the same of the target.
+        target_weights: (B, M), how much a cell weighs in its target.
+        num_targets: N of the target.
+    Returns: (B, num_targets, E), weighted means over the cells of each target.
+    Source: official code, `token_downup`.
+    """
+    cells = x if token_of_cell is None else take_tokens(x, token_of_cell)
+    return weighted_means(cells, target_weights, target_of_cell, num_groups=num_targets)[0]
+
+
+class Links(NamedTuple):
+    """How the N tokens of a picture and the P cells of a map overlap; one serves all layers that share both.
+
+    Attributes:
+        token_of_cell: (B, M) int64, or None.
+        num_tokens: N.
+        cell_grid: (Y, X) with M = Y·X.
+        grid: (Y, X) of the map, P = Y·X.
+        to_map: (B, N, P), share of each token in each map cell; columns sum to 1. None: tokens are gathered instead.
+        to_tokens: (B, N, P), share of each map cell in each token; rows sum to 1. None as above.
+    """
+
+    token_of_cell: Tensor | None
+    num_tokens: int
+    cell_grid: Grid
+    grid: Grid
+    to_map: Tensor | None
+    to_tokens: Tensor | None
+
+
+def link_tokens(
+    token_of_cell: Tensor | None, *, num_tokens: int, cell_grid: Grid, grid: Grid, dtype: torch.dtype = torch.float32
+) -> Links:
+    """Prepare the exchange between tokens and a map.
+
+    Args:
+        token_of_cell: (B, M) int64 in [0, N), or None.
+        num_tokens: N.
+        cell_grid: (Y, X) of the cells.
+        grid: (Y, X) of the map, not finer in either direction.
+        dtype: of the tokens that will be exchanged.
+    Raises: ValueError if the map is finer than the cells.
+    """
+    if grid[0] > cell_grid[0] or grid[1] > cell_grid[1]:
+        raise ValueError(f"a map of {grid} cells is finer than the {cell_grid} cells that tokens are made of")
+    P = grid[0] * grid[1]
+    if token_of_cell is None or num_tokens * P > MAX_LINKS:
+        return Links(token_of_cell, num_tokens, cell_grid, grid, None, None)
+    place = grid_index(cell_grid, grid, device=token_of_cell.device)
+    pairs = token_of_cell * P + place  # (B, M), distinct for each pair of token and map cell
+    ones = torch.ones_like(pairs, dtype=dtype)
+    counts = ones.new_zeros(pairs.shape[0], num_tokens * P).scatter_add(1, pairs, ones).unflatten(1, (num_tokens, P))
+    to_map, to_tokens = (counts / (counts.sum(dim=dim, keepdim=True) + EPS) for dim in (1, 2))
+    return Links(token_of_cell, num_tokens, cell_grid, grid, to_map, to_tokens)
+
+
+def token2map(x: Tensor, links: Links) -> Tensor:
+    """Draw tokens on a map: each map cell is the mean of its cells' tokens.
+
+    Args:
+        x: (B, N, E).
+        links: of these tokens and the map.
+    Returns: (B, E, Y, X).
+    Source: official code, `token2map`.
+    """
+    if links.to_map is not None:
+        return (x.mT @ links.to_map).unflatten(2, links.grid)
+    cells = x if links.token_of_cell is None else take_tokens(x, links.token_of_cell)
+    return _shrink(tokens_to_map(cells, links.cell_grid), links.grid)
+
+
+def map2token(fmap: Tensor, links: Links) -> Tensor:
+    """Read tokens off a map: each token is the mean over its cells of the map.
+
+    Args:
+        fmap: (B, E, Y, X).
+        links: of the tokens and this map.
+    Returns: (B, N, E).
+    Source: official code, `map2token`, where cells count the same whatever their weight in the token.
+    """
+    if links.to_tokens is not None:
+        return links.to_tokens @ map_to_tokens(fmap)
+    cells = map_to_tokens(_spread(fmap, links.cell_grid))
+    if links.token_of_cell is None:
+        return cells
+    ones = torch.ones_like(links.token_of_cell, dtype=cells.dtype)
+    return weighted_means(cells, ones, links.token_of_cell, num_groups=links.num_tokens)[0]
+
+
+def grid_index(cell_grid: Grid, grid: Grid, *, device: torch.device | None = None) -> Tensor:
+    """Find the map cell of every cell: (M,) int64, row-major in both grids.
+
+    Source: official code, `get_grid_index`: nearest interpolation.
+    """
+    rows, columns = (_block_index(cells, blocks, device) for cells, blocks in zip(cell_grid, grid, strict=True))
+    return (rows[:, None] * grid[1] + columns).flatten()
+
+
+def _block_index(num_cells: int, num_blocks: int, device: torch.device | None) -> Tensor:
+    """Find the block of every cell in a row of cells, rounding as torch's nearest interpolation does."""
+    # In float32, not in whole numbers: of 122 cells in 16 blocks, cell 61 stands at 7.9999995 instead of 8.
+    places = torch.arange(num_cells, device=device, dtype=torch.float32) * (num_blocks / num_cells)
+    return places.long()
+
+
+def _shrink(fmap: Tensor, grid: Grid) -> Tensor:
+    """Mean of the cells in each cell of a coarser grid: (B, E, Yc, Xc) → (B, E, Y, X)."""
+    cell_grid = (fmap.shape[2], fmap.shape[3])
+    if cell_grid == grid:
+        return fmap
+    if cell_grid[0] % grid[0] == 0 and cell_grid[1] % grid[1] == 0:
+        return F.avg_pool2d(fmap, (cell_grid[0] // grid[0], cell_grid[1] // grid[1]))
+    rows, columns = (
+        (torch.arange(blocks, device=fmap.device)[:, None] == _block_index(cells, blocks, fmap.device)).to(fmap.dtype)
+        for cells, blocks in zip(cell_grid, grid, strict=True)
+    )  # (Y, Yc) and (X, Xc), 1 where a row or column of cells belongs
+    counts = rows.sum(dim=1)[:, None] * columns.sum(dim=1)
+    return rows @ fmap @ columns.mT / (counts + EPS)
+
+
+def _spread(fmap: Tensor, cell_grid: Grid) -> Tensor:
+    """Repeat each cell of a coarser grid for its cells: (B, E, Y, X) → (B, E, Yc, Xc)."""
+    grid = (fmap.shape[2], fmap.shape[3])
+    if grid == cell_grid:
+        return fmap
+    rows, columns = (_block_index(cells, blocks, fmap.device) for cells, blocks in zip(cell_grid, grid, strict=True))
+    return fmap.index_select(2, rows).index_select(3, columns)

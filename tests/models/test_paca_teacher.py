@@ -1,0 +1,195 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.checkpoints import load_official
+from models.checkpoints_tcformer import paca_teacher_renames
+from models.paca_teacher import (
+    PACA_TEACHER_BASE,
+    PACA_TEACHER_SMALL,
+    PACA_TEACHER_TINY,
+    BlurDownsample,
+    PaCaTeacherConfig,
+    PaCaTeacherViTClassifier,
+)
+from models.paca_vit import PaCaViTConfig
+from tests.golden_files import golden_files
+from tests.models.test_paca_vit import GOLDEN_TOLERANCE, record
+from tests.models.test_paca_vit import config_from_official as vit_from_official
+
+GOLDEN = golden_files("tcformer_and_paca_vit", "paca_teacher")
+
+SMALL = PaCaTeacherConfig(
+    vit=PaCaViTConfig(
+        dims=(8, 16),
+        num_heads=(2, 4),
+        depths=(2, 1),
+        mlp_ratios=(2, 2),
+        num_clusters=(6, 3),
+        clustering="teacher",
+        clustering_kernel_sizes=(3, 3),
+        onsite_clustering=(0, 0),
+    ),
+    dims=(8, 16),
+    depths=(1, 1),
+    kernel_size=3,
+)
+
+
+def config_from_official(official: Mapping[str, Any]) -> PaCaTeacherConfig:
+    """The official arguments as our config; ValueError names an argument that ours has no place for."""
+    teacher = official["paca_teacher_cfg"]
+    for name, built in {
+        "type": "PaCaTeacher_ConvMixer",
+        "stem_cfg": None,
+        "norm_cfg": {"type": "BN"},
+        "act_cfg": {"type": "GELU"},
+        "drop_path_rate": 0.0,
+    }.items():
+        if teacher[name] != built:
+            raise ValueError(f"{name}={teacher[name]}; only {built} is built")
+    vit = vit_from_official({name: value for name, value in official.items() if name != "paca_teacher_cfg"})
+    dims = tuple(teacher["embed_dims"])
+    return PaCaTeacherConfig(
+        vit=replace(vit, clustering="teacher"),
+        dims=dims,
+        depths=tuple(teacher["depths"]),
+        kernel_size=teacher["kernel_size"],
+        adds_features=teacher["return_outs"] and dims == vit.dims,
+    )
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_outputs_of_paca_vit_with_a_teacher_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    stored = load_file(path)
+    official = json.loads(metadata["config"])
+    config = config_from_official(official)
+    model = PaCaTeacherViTClassifier(config, num_classes=official["num_classes"]).eval()
+    weights = {name: stored.pop(name) for name in list(stored) if name.startswith("sd.")}
+    renames = paca_teacher_renames(num_stages=len(config.dims))
+    load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
+    seen = record(model, monkeypatch)
+
+    for i in range(len(json.loads(metadata["sizes"]))):
+        with torch.no_grad():
+            model(stored.pop(f"in{i}.image"))
+        names = [name for name in stored if name.startswith(f"in{i}.")]
+        expected = {name.removeprefix(f"in{i}."): stored.pop(name) for name in names}
+        assert "logits" in expected
+        assert expected.keys() <= seen.keys(), "stored but not compared"
+        assert {name: seen[name].shape for name in expected} == {name: want.shape for name, want in expected.items()}
+        errors = {name: ((seen[name] - want).abs().max() / want.abs().max()).item() for name, want in expected.items()}
+        assert {name: error for name, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
+        seen.clear()
+    assert stored == {}, "stored but not compared"
+
+
+@pytest.mark.skipif(not GOLDEN, reason="GOLDEN_ROOT holds no golden file of a teacher")
+@pytest.mark.parametrize("change", [{"type": "PaCaTeacher_Other"}, {"stem_cfg": {}}, {"drop_path_rate": 0.1}])
+def test_official_settings_that_are_not_built_are_refused(change: dict[str, object]) -> None:
+    with safe_open(GOLDEN[0], "pt") as file:
+        official = json.loads(file.metadata()["config"])
+    with pytest.raises(ValueError, match=next(iter(change))):
+        config_from_official(official | {"paca_teacher_cfg": official["paca_teacher_cfg"] | change})
+
+
+def small_model(config: PaCaTeacherConfig = SMALL) -> PaCaTeacherViTClassifier:
+    torch.manual_seed(0)
+    model = PaCaTeacherViTClassifier(config, num_classes=3).eval()
+    for parameter in model.parameters():
+        if not parameter.any():  # fresh biases and the ends of residual branches
+            nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def pictures(rows: int = 32, columns: int = 32) -> Tensor:
+    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_a_picture_gives_the_same_alone_and_in_a_batch() -> None:
+    model = small_model()
+    logits, clusters = model(pictures())
+    for i in range(2):
+        logits_alone, clusters_alone = model(pictures()[i : i + 1])
+        torch.testing.assert_close(logits_alone[0], logits[i], atol=1e-6, rtol=1e-5)
+        for together, alone in zip(clusters, clusters_alone, strict=True):
+            torch.testing.assert_close(alone[0], together[i], atol=1e-7, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (49, 37)])
+def test_assignments_are_distributions_over_patches_at_any_size(size: tuple[int, int]) -> None:
+    model = small_model()
+    logits, clusters = model(pictures(*size))
+    torch.testing.assert_close(logits, model(pictures(*size))[0], atol=0, rtol=0)
+    assert [assignment.shape[1] for assignment in clusters] == [6, 3]
+    for assignment in clusters:
+        torch.testing.assert_close(assignment.sum(dim=2), torch.ones(assignment.shape[:2]), atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = small_model()
+    model(pictures())[0].square().sum().backward()
+    # Softmax ignores what is added to all keys, or to all patches of a cluster.
+    without_effect = ("attention.k.bias", *(f"to_clusters.{i}.bias" for i in range(2)))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.endswith(without_effect), name
+
+
+@torch.no_grad()
+def test_features_of_the_teacher_are_added_only_where_the_config_says_so() -> None:
+    led, added = small_model(replace(SMALL, adds_features=False)), small_model()
+    led.load_state_dict(added.state_dict())
+    assert (led(pictures())[0] - added(pictures())[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_stage_without_clusters_attends_to_all_patches() -> None:
+    model = small_model(replace(SMALL, vit=replace(SMALL.vit, num_clusters=(6, 0))))
+    assert [assignment.shape[1] for assignment in model(pictures())[1]] == [6]
+
+
+def test_the_blur_keeps_a_plain_map_and_halves_a_checkerboard() -> None:
+    down = BlurDownsample(1, 1)
+    kernel = down.get_buffer("blur")[0, 0]
+    torch.testing.assert_close(kernel.sum(), torch.tensor(1.0), atol=0, rtol=0)
+    board = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
+    torch.testing.assert_close((kernel * board).sum(), torch.tensor(0.0), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vit": replace(SMALL.vit, clustering="conv")}, "clustering=conv of the transformer must be teacher"),
+        ({"depths": (1, 1, 1)}, "both need 2"),
+        ({"dims": (4, 16), "adds_features": False}, "must begin with 8"),
+        ({"dims": (8, 12)}, "adds_features needs the transformer's dims"),
+    ],
+)
+def test_a_config_that_does_not_fit_together_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [(PACA_TEACHER_TINY, 12.48), (PACA_TEACHER_SMALL, 21.08), (PACA_TEACHER_BASE, 47.66)],
+    ids=["tiny", "small", "base"],
+)
+def test_published_variants_have_the_measured_number_of_parameters(config: PaCaTeacherConfig, millions: float) -> None:
+    with torch.device("meta"):
+        model = PaCaTeacherViTClassifier(config, num_classes=1000)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
