@@ -32,8 +32,7 @@ class ClusteredAttentionConfig:
         top_k: K, keys of each cluster that its queries attend to exactly; 0 is plain clustered attention.
         bits: P, hash planes of the metric "lsh".
         iterations: assignments of Lloyd's algorithm.
-        metric: what queries are clustered by, see `models.clustering`; "l2" is faster and closer to full attention,
-            "lsh" is the paper's.
+        metric: what queries are clustered by, see `models.clustering`; "lsh" is the paper's.
         has_hash_bias: whether hash planes may miss the origin.
         scale: of the dot products; None is 1/√E.
         full_below: samples with fewer queries and fewer keys get exact full attention.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.clustering import soft_assignment
 from models.layers import map_to_tokens, tokens_to_map
-from models.paca_vit import PACA_VIT_BASE, PACA_VIT_TINY, PaCaViT, PaCaViTConfig, StageOutput, initialise
+from models.paca_vit import PACA_VIT_BASE, PACA_VIT_TINY, PaCaStage, PaCaViT, PaCaViTConfig, StageOutput, initialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +187,14 @@ class PaCaTeacherViTClassifier(nn.Module):
             image: (B, 3, Y, X), normalised.
         Returns: logits (B, L) and, for each clustered stage, the assignment (B, C, N).
         """
-        x, grid = self.backbone.stages[0].downsample(image)
         outputs: list[StageOutput] = []
-        for stage, lesson in zip(self.backbone.stages, self.teacher(tokens_to_map(x, grid)), strict=True):
-            if outputs:
-                x, grid = stage.downsample(tokens_to_map(outputs[-1].tokens, outputs[-1].grid))
-            features = lesson.features if self.config.adds_features else None
-            outputs.append(stage.attend(x, grid, clusters=lesson.clusters, features=features))
+        lessons: list[Lesson] = []
+        for i, stage in enumerate(self.backbone.stages):
+            assert isinstance(stage, PaCaStage)
+            x, grid = stage.downsample(tokens_to_map(outputs[-1].tokens, outputs[-1].grid) if outputs else image)
+            lessons = lessons or self.teacher(tokens_to_map(x, grid))
+            features = lessons[i].features if self.config.adds_features else None
+            outputs.append(stage.attend(x, grid, clusters=lessons[i].clusters, features=features))
         clusters = [output.clusters for output in outputs if output.clusters is not None]
         return self.head(outputs[-1].tokens.mean(dim=1)), clusters
 

@@ -8,7 +8,6 @@ Deliberately absent: the last up-sampling to the picture's size, which belongs t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,8 +64,31 @@ class FeaturePyramid(nn.Module):
         return [out(fmap) for out, fmap in zip(self.outs, merged, strict=True)]
 
 
+class RisingConvs(nn.Module):
+    """Convolutions that take a map to the size of the finest one, with an up-sampling behind each.
+
+    Args:
+        dim_in, dim_out: E before and after.
+        num_convs: how many.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, *, num_convs: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            ConvNormRelu(dim_out if i else dim_in, dim_out, kernel_size=3) for i in range(num_convs)
+        )
+
+    def forward(self, fmap: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Map (B, E_in, Y, X) and the sizes to reach behind each convolution → (B, E_out, *last size)."""
+        for conv, size in zip(self.convs, sizes, strict=True):
+            fmap = conv(fmap)
+            if fmap.shape[2:] != size:
+                fmap = F.interpolate(fmap, size=size, mode="bilinear", align_corners=False)
+        return fmap
+
+
 class SemanticFpnHead(nn.Module):
-    """Sum of all maps at the size of the finest, reached by convolutions with doublings between, then a classifier.
+    """Sum of all maps at the size of the finest, then a classifier.
 
     Args:
         dims: E of the maps, finest first, each coarser one half as fine.
@@ -76,28 +98,16 @@ class SemanticFpnHead(nn.Module):
 
     def __init__(self, dims: Sequence[int], config: SemanticFpnConfig, *, num_classes: int) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(
-            nn.ModuleList(
-                ConvNormRelu(dim_in, dim_out, kernel_size=3)
-                for dim_in, dim_out in pairwise((dims[level], *(config.dim,) * max(level, 1)))
-            )
-            for level in range(len(dims))
+        self.levels = nn.ModuleList(
+            RisingConvs(dim, config.dim, num_convs=max(level, 1)) for level, dim in enumerate(dims)
         )
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(config.dim, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, E_i, Y_i, X_i), finest first → logits (B, L, Y_0, X_0)."""
-        (first,) = self.scales[0]
-        total = first(maps[0])
-        for level, convs in enumerate(self.scales):
-            if level:
-                total = total + self._rise(maps, level, convs)
-        return self.classifier(self.dropout(total))
-
-    @staticmethod
-    def _rise(maps: Sequence[Tensor], level: int, convs: nn.ModuleList) -> Tensor:
-        fmap = maps[level]
-        for finer, conv in zip(reversed(maps[:level]), convs, strict=True):
-            fmap = F.interpolate(conv(fmap), size=finer.shape[2:], mode="bilinear", align_corners=False)
-        return fmap
+        sizes = [(fmap.shape[2], fmap.shape[3]) for fmap in maps]
+        risen = [
+            level(fmap, sizes[: max(i, 1)][::-1]) for i, (level, fmap) in enumerate(zip(self.levels, maps, strict=True))
+        ]
+        return self.classifier(self.dropout(sum(risen[1:], risen[0])))

@@ -29,11 +29,11 @@ from models.token_parts import LocalClustering
 class TCFormerV2ReconstructionConfig:
     """Numbers of the reconstruction.
 
-    The defaults are where what is known meets. The author's code has two sets of parts, 16, 4, 1 and 64, 16, 4; the neck
-    of the published pose models is 256 wide with 4 heads. With the finer parts, that neck, and MLPs in it that do not
-    widen, a Semantic-FPN model costs 44.2 GMAC at 512x512, where 44.4 are published. With the coarser parts it costs
-    47.2; with MLPs that double 47.1, and with those of the first version, 4 times as wide, 52.9. A neck of 128, the
-    default of the official class `MTA`, gives 40.2 with the coarser parts and the wide MLPs: cheaper, but further away.
+    The defaults are where what is known meets. The author's code has two sets of parts: 16, 4, 1 and 64, 16, 4. The
+    neck of the published pose models is 256 wide with 4 heads. With the finer parts, that neck, and MLPs in it that do
+    not widen, a Semantic-FPN model costs 44.2 GMAC at 512x512, where 44.4 are published. With the coarser parts it
+    costs 47.2; with MLPs that double 47.1, and with those of the first version, 4 times as wide, 52.9. A neck of 128,
+    the default of the official class `MTA`, gives 40.2 with the coarser parts and the wide MLPs, further away.
 
     Attributes:
         backbone: the first version's numbers.
@@ -140,10 +140,7 @@ class ClusterReductionMta(nn.Module):
             ClusterBlock(dim, num_heads, hidden_dim=int(dim * mlp_ratio))
             for num_heads, mlp_ratio in zip(config.neck_num_heads, config.neck_mlp_ratios, strict=True)
         )
-        self.apply(initialise)
-        for block in self.blocks:
-            nn.init.zeros_(block.attention.proj.weight)
-            nn.init.zeros_(block.mlp.fc2.weight)
+        self.apply(_initialise)
 
     def forward(self, levels: Sequence[Tokens]) -> list[Tensor]:
         """Tokens of each stage, finest first → maps (B, E, Y, X), finest first."""
@@ -152,6 +149,13 @@ class ClusterReductionMta(nn.Module):
             x = merged[i] + read_parents(merged[i + 1], levels[i + 1])
             merged[i] = self.blocks[i](x, levels[i], levels[-1])
         return [token2map(x, level.links) for x, level in zip(merged, levels, strict=True)]
+
+
+def _initialise(module: nn.Module) -> None:
+    initialise(module)
+    if isinstance(module, ClusterBlock):
+        nn.init.zeros_(module.attention.proj.weight)
+        nn.init.zeros_(module.mlp.fc2.weight)
 
 
 def make_backbone(config: TCFormerV2ReconstructionConfig) -> TCFormer:

@@ -96,7 +96,7 @@ def dpc_knn(
 
         separation = torch.cat([_to_denser(square, density, part, farthest) for part, square in blocks()], dim=1)
         scores = (separation.clamp(min=0) / E).sqrt() * density
-        centers = scores.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
+        centers = _highest(scores, num_clusters)
         return DensityPeaks(_join(rows, columns, centers, is_neighbor), centers, nearest.sqrt(), density, scores)
 
 
@@ -134,6 +134,15 @@ def _to_denser(square: Tensor, density: Tensor, part: slice, farthest: Tensor) -
     """Squared distance of each row to the nearest token of strictly higher density, the farthest where none is."""
     is_denser = density[:, None] > density[:, part, None]  # (B, rows, N)
     return torch.where(is_denser, square, farthest).amin(dim=-1)
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Find the highest scores of each sample in falling order, equal ones in order of index: (B, count) int64."""
+    if torch.compiler.is_exporting():
+        return scores.topk(
+            count
+        ).indices  # ONNX, which has no stable sort, lets the lower index win here; torch does not
+    return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def _join(rows: Tensor, columns: Tensor, centers: Tensor, is_neighbor: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -76,18 +77,26 @@ def test_the_first_version_costs_as_published_at_512_pixels() -> None:
 
 
 def test_the_reconstruction_of_the_second_version_costs_no_more_than_published() -> None:
-    assert gmac(built("tcformer-v2-reconstruction-fpn-base", 150), 512) <= 44.4
+    assert 44.4 * 0.99 <= gmac(built("tcformer-v2-reconstruction-fpn-base", 150), 512) <= 44.4
 
 
-def test_what_the_reconstruction_says_of_other_choices_is_so() -> None:
-    def cost(**change: object) -> float:
-        config = replace(TCFORMER_V2_RECONSTRUCTION_BASE, **change)
-        with torch.device("meta"):
-            return gmac(TCFormerV2ReconstructionSegmenter(config, num_classes=150), 512)
+COARSE = ((4, 4), (2, 2), (1, 1))
 
-    finer = ((8, 8), (4, 4), (2, 2))
-    assert cost() - cost(parts=finer) == pytest.approx(3.0, abs=0.1)
-    assert cost(parts=finer, neck_dim=256) > 44.4
+
+@pytest.mark.parametrize(
+    ("change", "cost"),
+    [
+        ({}, 44.2),
+        ({"parts": COARSE}, 47.2),
+        ({"neck_mlp_ratios": (2, 2, 2)}, 47.1),
+        ({"neck_mlp_ratios": (4, 4, 4)}, 52.9),
+        ({"parts": COARSE, "neck_dim": 128, "neck_mlp_ratios": (4, 4, 4)}, 40.2),
+    ],
+)
+def test_other_choices_cost_what_the_reconstruction_says_of_them(change: dict[str, Any], cost: float) -> None:
+    config = replace(TCFORMER_V2_RECONSTRUCTION_BASE, **change)
+    with torch.device("meta"):
+        assert round(gmac(TCFormerV2ReconstructionSegmenter(config, num_classes=150), 512), 1) == cost
 
 
 # README of PaCa-ViT: GFLOPs of classifiers at 224 px and of segmentation models at 512 px, one per multiply-accumulate.

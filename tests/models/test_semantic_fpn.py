@@ -15,14 +15,14 @@ def maps(dims: tuple[int, ...] = (3, 4, 5, 6), batch: int = 2) -> list[Tensor]:
 
 def test_a_level_is_convolved_once_per_doubling_and_the_finest_once() -> None:
     head = SemanticFpnHead((3, 4, 5, 6), SemanticFpnConfig(dim=7), num_classes=2)
-    widths = [[(conv.conv.in_channels, conv.conv.out_channels) for conv in convs] for convs in head.scales]
+    widths = [[(conv.conv.in_channels, conv.conv.out_channels) for conv in level.convs] for level in head.levels]
     assert widths == [[(3, 7)], [(4, 7)], [(5, 7), (7, 7)], [(6, 7), (7, 7), (7, 7)]]
 
 
 def test_the_head_adds_all_levels_at_the_size_of_the_finest() -> None:
     torch.manual_seed(0)
     head, inputs = SemanticFpnHead((3, 4, 5), SemanticFpnConfig(dim=7), num_classes=2).eval(), maps((3, 4, 5))
-    (first,), (second,), (third, fourth) = head.scales
+    (first,), (second,), (third, fourth) = (level.convs for level in head.levels)
 
     def rise(fmap: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(fmap, size=size, mode="bilinear", align_corners=False)
