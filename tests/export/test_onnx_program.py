@@ -14,7 +14,7 @@ from export.plan import EXPORT_BATCH
 from export.planners import make_plan
 from export.source import read_source
 from service.bundle import open_bundle
-from service.runtimes.onnx import open_onnx
+from service.runtimes.onnx import OPERATORS, open_onnx
 from service.tasks.image_classification import ImageClassificationSpec
 from tests.golden_files import REPOSITORY
 
@@ -64,8 +64,10 @@ def check_for_traces(path: Path) -> None:
     for tensor in (*graph.initializer, *constants):
         tensor.ClearField("raw_data")  # numbers spell anything
     parts = (*nodes, *model.functions, *graph.input, *graph.output, *graph.initializer, *constants)
-    for part in (model, graph, *parts):
+    assert {entry.key for entry in model.metadata_props} <= {OPERATORS}
+    for part in (graph, *parts):
         assert not part.metadata_props
+    for part in (model, graph, *parts):
         assert not part.doc_string
     assert TRACES.findall(model.SerializeToString()) == []
 
