@@ -231,7 +231,10 @@ class Ctm(nn.Module):
         links = tokens.links
         fmap = self.conv(token2map(tokens.x, links))
         grid = (fmap.shape[2], fmap.shape[3])
-        coarse_links = relink(links, grid, dtype=fmap.dtype)
+        shares = torch.promote_types(fmap.dtype, torch.float32)  # under autocast too
+        coarse_links = link_tokens(
+            links.token_of_cell, num_tokens=links.num_tokens, cell_grid=links.cell_grid, grid=grid, dtype=shares
+        )
         x = self.norm(self.skip(tokens.x) + map2token(fmap, coarse_links))
         score = self.score(x)
         clusters, num_clusters = self.clustering(x, links.cell_grid)
@@ -239,13 +242,6 @@ class Ctm(nn.Module):
             x, score.exp().squeeze(-1), clusters, links.token_of_cell, tokens.cell_weights, num_clusters=num_clusters
         )
         merged_links = link_tokens(
-            token_of_cell, num_tokens=num_clusters, cell_grid=links.cell_grid, grid=grid, dtype=merged.dtype
+            token_of_cell, num_tokens=num_clusters, cell_grid=links.cell_grid, grid=grid, dtype=shares
         )
         return Tokens(merged, merged_links, cell_weights, clusters), Source(x, score, coarse_links)
-
-
-def relink(links: Links, grid: Grid, *, dtype: torch.dtype) -> Links:
-    """Link the same tokens with another map."""
-    return link_tokens(
-        links.token_of_cell, num_tokens=links.num_tokens, cell_grid=links.cell_grid, grid=grid, dtype=dtype
-    )

@@ -79,7 +79,7 @@ def dpc_knn(
     with torch.no_grad(), _full_precision(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         E = x.shape[2]
-        rows, columns = _distance_factors(x)
+        rows, columns = _distance_factors(x - x.mean(dim=1, keepdim=True))  # near the origin less is lost to rounding
         blocks = _square_distances(rows, columns)
         if is_neighbor is not None:
             blocks = _hide_columns(blocks, is_neighbor, E)
@@ -119,7 +119,8 @@ def _square_distances(rows: Tensor, columns: Tensor) -> _Blocks:
     if N < SPLIT_FROM:
         whole = rows @ columns.mT  # (B, N, N)
         return lambda: iter([(slice(0, N), whole)])
-    parts = [slice(start, min(start + MAX_PAIRS // N, N)) for start in range(0, N, max(MAX_PAIRS // N, 1))]
+    step = max(MAX_PAIRS // N, 1)
+    parts = [slice(start, min(start + step, N)) for start in range(0, N, step)]
     return lambda: ((part, rows[:, part] @ columns.mT) for part in parts)
 
 
@@ -172,11 +173,11 @@ def weighted_means(x: Tensor, weights: Tensor, groups: Tensor, *, num_groups: in
         num_groups: G.
     Returns: means (B, G, E), zeros for an empty group, and sums of weights + EPS (B, G).
     """
-    sums = x.new_zeros(x.shape[0], num_groups, x.shape[2]).scatter_add(
-        1, groups[..., None].expand_as(x), x * weights[..., None]
-    )
-    totals = weights.new_zeros(x.shape[0], num_groups).scatter_add(1, groups, weights) + EPS
-    return sums / totals[..., None], totals
+    B, _, E = x.shape
+    weights = weights.to(torch.promote_types(x.dtype, torch.float32))  # half precision loses tokens in long sums
+    sums = weights.new_zeros(B, num_groups, E).scatter_add(1, groups[..., None].expand_as(x), x * weights[..., None])
+    totals = weights.new_zeros(B, num_groups).scatter_add(1, groups, weights) + EPS
+    return (sums / totals[..., None]).to(x.dtype), totals
 
 
 def merge_tokens(
@@ -255,7 +256,7 @@ def link_tokens(
         num_tokens: N.
         cell_grid: (Y, X) of the cells.
         grid: (Y, X) of the map, not finer in either direction.
-        dtype: of the tokens that will be exchanged.
+        dtype: of the shares, no narrower than that of the tokens.
     Raises: ValueError if the map is finer than the cells.
     """
     if grid[0] > cell_grid[0] or grid[1] > cell_grid[1]:
@@ -281,7 +282,7 @@ def token2map(x: Tensor, links: Links) -> Tensor:
     Source: official code, `token2map`.
     """
     if links.to_map is not None:
-        return (x.mT @ links.to_map).unflatten(2, links.grid)
+        return (x.mT @ links.to_map.to(x.dtype)).unflatten(2, links.grid)
     cells = x if links.token_of_cell is None else take_tokens(x, links.token_of_cell)
     return _shrink(tokens_to_map(cells, links.cell_grid), links.grid)
 
@@ -296,7 +297,7 @@ def map2token(fmap: Tensor, links: Links) -> Tensor:
     Source: official code, `map2token`, where cells count the same whatever their weight in the token.
     """
     if links.to_tokens is not None:
-        return links.to_tokens @ map_to_tokens(fmap)
+        return links.to_tokens.to(fmap.dtype) @ map_to_tokens(fmap)
     cells = map_to_tokens(_spread(fmap, links.cell_grid))
     if links.token_of_cell is None:
         return cells

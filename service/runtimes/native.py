@@ -7,7 +7,7 @@ from service.errors import BundleError
 
 logger = logging.getLogger(__name__)
 
-BUILDS = Path("build/native")  # where `python -m export build-native` puts them
+BUILDS = Path("build/native")  # where `make native` puts them
 LIBRARY = "libclustered_attention.so"
 
 
@@ -22,8 +22,8 @@ def find_native_library(named: Path | None) -> Path | None:
     if named is not None:
         if not named.is_file():
             raise BundleError(
-                f"SERVICE_NATIVE_LIBRARY names {named}, which is no file; build it with `python -m export "
-                "build-native`, or leave the setting out"
+                f"SERVICE_NATIVE_LIBRARY names {named}, which is no file; build it with `make native`, "
+                "or leave the setting out"
             )
         return named
     return max(BUILDS.glob(f"*/{LIBRARY}"), key=lambda path: path.stat().st_mtime, default=None)

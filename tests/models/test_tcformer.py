@@ -97,6 +97,17 @@ def test_gradients_reach_every_parameter(model: nn.Module) -> None:
         assert parameter.grad.any(), name
 
 
+def test_matrix_products_in_half_precision_train_every_parameter(model: nn.Module) -> None:
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, _ = model(pictures())
+    outputs.float().square().sum().backward()
+    assert outputs.isfinite().all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
 def test_a_picture_too_small_for_one_key_is_refused() -> None:
     assert TCFORMER_BASE.smallest_side == 29
     model = small_model("classifier")

@@ -153,13 +153,13 @@ def neck_from_official(official: Mapping[str, Any]) -> MtaConfig:
     if unknown := official.keys() - MTA_ARGUMENTS:
         raise ValueError(f"{', '.join(unknown)} is not built")
     extra = official.get("add_extra_convs", False)
-    if extra not in {False, "on_input"}:
+    if extra not in {False, True, "on_input"}:  # True means on_input officially
         raise ValueError(f"add_extra_convs={extra} is not built")
     merges = len(official["in_channels"]) - 1
     return MtaConfig(
         dim=official["out_channels"],
-        num_heads=tuple(official["num_heads"][:merges]),
-        mlp_ratios=tuple(official["mlp_ratios"][:merges]),
+        num_heads=tuple(official.get("num_heads", (2, 2, 2, 2))[:merges]),
+        mlp_ratios=tuple(official.get("mlp_ratios", (4, 4, 4, 4))[:merges]),
         reduction_ratios=tuple(official.get("sr_ratios", (8, 4, 2, 1))[:merges]),
         reduction="conv" if official.get("use_sr_layer", True) else "pool",
         num_outputs=official["num_outs"],
@@ -216,7 +216,7 @@ def test_golden_outputs_of_tcformer_are_reproduced(path: Path, monkeypatch: pyte
     model = TCFormerClassifier(config, num_classes=official["num_classes"]).eval()
     load_tcformer(model, taken(stored, "sd."), num_stages=len(config.dims))
     necks = []
-    for j, neck_official in enumerate(json.loads(metadata["mta"])):
+    for j, neck_official in enumerate(json.loads(metadata.get("mta", "[]"))):
         necks.append(Mta(config.dims, neck_from_official(neck_official)).eval())
         weights = {f"neck.{name}": tensor for name, tensor in taken(stored, f"mta{j}.sd.").items()}
         load_tcformer(nn.ModuleDict({"neck": necks[-1]}), weights)

@@ -15,6 +15,7 @@ from models import token_parts
 from models.semantic_fpn import SemanticFpnConfig
 from models.tcformer import TCFormerConfig
 from models.tcformer_v2 import (
+    TCFORMER_V2_RECONSTRUCTION_BASE,
     ClusterAttention,
     TCFormerV2ReconstructionClassifier,
     TCFormerV2ReconstructionConfig,
@@ -32,6 +33,7 @@ from models.token_parts import (
     unsort_by_part,
 )
 from tests.golden_files import golden_files
+from tests.models.test_token_merging import LargestAllocation
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "dev_local_ctm")
 GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
@@ -255,3 +257,10 @@ def test_gradients_reach_every_parameter(model: nn.Module) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+def test_no_step_makes_a_matrix_of_all_pairs_of_cells() -> None:
+    """All pairs would be 1.07 GB at 512 pixels."""
+    with torch.device("meta"), torch.no_grad(), LargestAllocation() as largest:
+        TCFormerV2ReconstructionSegmenter(TCFORMER_V2_RECONSTRUCTION_BASE, num_classes=11)(torch.empty(1, 3, 512, 512))
+    assert largest.num_bytes <= 4 * 128**4 // 16  # 67 MB

@@ -198,6 +198,13 @@ def test_carrying_over_to_the_tokens_before_merging_copies() -> None:
     torch.testing.assert_close(found, take_tokens(x, clusters), atol=1e-4, rtol=1e-5)  # weights + 1e-6
 
 
+def test_long_sums_of_half_precision_are_made_in_single() -> None:
+    x = torch.ones(1, 5000, 2, dtype=torch.bfloat16)
+    means, totals = weighted_means(x, x[..., 0], torch.zeros(1, 5000, dtype=torch.int64), num_groups=1)
+    torch.testing.assert_close(totals, torch.tensor([[5000.0]]), atol=1e-3, rtol=0)  # in bfloat16 sums stop at 256
+    torch.testing.assert_close(means, torch.ones(1, 1, 2, dtype=torch.bfloat16), atol=0, rtol=0)
+
+
 def test_an_empty_group_has_zeros() -> None:
     means, totals = weighted_means(torch.ones(1, 3, 2), torch.ones(1, 3), torch.tensor([[0, 2, 2]]), num_groups=4)
     torch.testing.assert_close(means[0, :, 0], torch.tensor([1.0, 0, 1, 0]), atol=2e-6, rtol=0)

