@@ -15,6 +15,8 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = "libclustered_attention.so"
+# Under a name that the service does not look for: a process that loads it without libasan ends at once.
+SANITIZED_LIBRARY = "libclustered_attention_sanitized.so"
 # Tiers for newer processors are chosen when the library is loaded, hence no -march. -ffast-math would break infinities,
 # NaN and the order of sums.
 FLAGS = (
@@ -42,13 +44,14 @@ def build_native(out: Path = Path("build/native"), *, sanitize: bool = False) ->
             "without: programs then run their portable body"
         )
     flags = [*FLAGS, *(SANITIZED if sanitize else OPTIMISED)]
-    library = out / _name_build(compiler, flags) / LIBRARY
+    name = SANITIZED_LIBRARY if sanitize else LIBRARY
+    library = out / _name_build(compiler, flags) / name
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        made = Path(scratch) / LIBRARY
+        made = Path(scratch) / name
         command = [compiler, *flags, *sources, "-o", str(made)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:

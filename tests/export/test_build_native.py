@@ -7,6 +7,8 @@ import pytest
 
 from export import build_native as build_module
 from export.build_native import LIBRARY, build_native
+from service.runtimes import native
+from service.runtimes.native import find_native_library
 from tests.export.native_operator import NEEDS_COMPILER
 
 pytestmark = NEEDS_COMPILER
@@ -67,3 +69,12 @@ def test_a_failed_compilation_says_what_the_compiler_said_and_leaves_no_library(
     with pytest.raises(RuntimeError, match=r"failed; GCC 9 or later is needed:\n(.*\n)*.*.nothing. was not declared"):
         build_native(tmp_path / "out")
     assert list((tmp_path / "out").rglob(LIBRARY)) == []
+
+
+@pytest.mark.usefixtures("num_compilations")
+def test_the_service_finds_a_build_but_never_a_sanitized_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "BUILDS", tmp_path)
+    build_native(tmp_path, sanitize=True)
+    assert find_native_library(None) is None
+    library = build_native(tmp_path)
+    assert find_native_library(None) == library
