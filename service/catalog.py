@@ -59,7 +59,8 @@ class Catalog:
             return endpoint
         names = [e.manifest.name for e in self.endpoints if e.task.name == task]
         asked = f"model {model!r}" if model is not None else "no model named, and no default"
-        raise UnknownModel(f"{asked} for {task}; this service has {', '.join(names) or 'none'}; name one of them")
+        remedy = "name one of them" if names else "whoever runs it must add a bundle for this task"
+        raise UnknownModel(f"{asked} for {task}; this service has {', '.join(names) or 'none'}; {remedy}")
 
     def get(self, model: str) -> Endpoint:
         """Give the endpoint of this name.
