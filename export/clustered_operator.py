@@ -17,7 +17,7 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.export import Dim
 
-from models.clustered_attention import ClusteredAttention, attend
+from models.clustered_attention import ClusteredAttention, attend, attend_short
 from service.runtimes.onnx import OPERATORS
 
 DOMAIN, NAME, VERSION = "clustered_attention", "ClusteredAttention", 1
@@ -32,17 +32,21 @@ class OperatorBody(nn.Module):
 
     Args:
         settings: keyword arguments of `attend`.
+        are_all_short: the body for a batch in which every sample gets full attention.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, are_all_short: bool = False) -> None:
         super().__init__()
-        self._settings = settings
+        self._settings, self._are_all_short = settings, are_all_short
 
     def forward(  # noqa: PLR0917 - the operator's inputs
         self, q: Tensor, k: Tensor, v: Tensor, planes: Tensor, query_lengths: Tensor, key_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `attend`."""
-        return attend(q, k, v, planes, query_lengths, key_lengths, **self._settings)
+        if not self._are_all_short:
+            return attend(q, k, v, planes, query_lengths, key_lengths, **self._settings)
+        settings = {name: self._settings[name] for name in ("num_clusters", "scale", "full_below")}
+        return attend_short(q, k, v, query_lengths, key_lengths, **settings)
 
 
 @contextmanager
@@ -77,10 +81,31 @@ def as_operators(model: nn.Module) -> Iterator[Settings | None]:
 def make_body(settings: Settings, *, opset: int) -> onnx.FunctionProto:
     """Export `attend` as a model-local function, for inputs of all shapes.
 
+    Where short samples get full attention, the function has two branches: a batch of short samples alone is not
+    clustered.
+
     Args:
         settings: of all nodes that call it; they are constants of the body.
         opset: of the standard operators.
     """
+    model = _export_body(OperatorBody(settings), opset=opset)
+    if settings["full_below"]:
+        short = _export_body(OperatorBody(settings, are_all_short=True), opset=opset)
+        nodes = _choose(settings["full_below"], _make_branch(short, "short"), _make_branch(model, "mixed"))
+    else:
+        nodes = _list_nodes(model.graph)
+    return helper.make_function(
+        DOMAIN,
+        NAME,
+        list(INPUTS),
+        list(OUTPUTS),
+        nodes,
+        model.opset_import,
+        attributes=sorted(settings),
+    )
+
+
+def _export_body(body: OperatorBody, *, opset: int) -> onnx.ModelProto:
     B, H, N, S, E, D, P = 2, 3, 50, 40, 16, 24, 8  # all different, so that none is taken for another
     example = (
         *(torch.zeros(B, H, *shape) for shape in ((N, E), (S, E), (S, D))),
@@ -91,7 +116,7 @@ def make_body(settings: Settings, *, opset: int) -> onnx.FunctionProto:
         Dim(name) for name in ("batch", "heads", "queries", "keys", "head_dim", "value_dim", "planes")
     )
     exported = torch.onnx.export(
-        OperatorBody(settings).eval(),
+        body.eval(),
         example,
         dynamo=True,
         opset_version=opset,
@@ -112,16 +137,43 @@ def make_body(settings: Settings, *, opset: int) -> onnx.FunctionProto:
     for part in (*model.graph.node, *model.graph.initializer):
         part.ClearField("metadata_props")  # stack traces of the machine that exported
         part.ClearField("doc_string")
-    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
-    return helper.make_function(
-        DOMAIN,
-        NAME,
-        list(INPUTS),
-        list(OUTPUTS),
-        [*constants, *model.graph.node],
-        model.opset_import,
-        attributes=sorted(settings),
-    )
+    return model
+
+
+def _list_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """A graph's nodes, its initial values among them, which a function cannot have."""
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
+    return [*constants, *graph.node]
+
+
+def _make_branch(model: onnx.ModelProto, prefix: str) -> onnx.GraphProto:
+    """Make a graph that takes the operator's inputs from around it, and whose other names none there has."""
+    nodes = _list_nodes(model.graph)
+    for node in nodes:
+        if any(
+            attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS} for attribute in node.attribute
+        ):
+            raise ValueError(f"{node.op_type} has a graph of its own, whose names are not made unique")
+        node.name = f"{prefix}/{node.name}"
+        for names in (node.input, node.output):
+            names[:] = [name if not name or name in INPUTS else f"{prefix}/{name}" for name in names]
+    outputs = [
+        helper.make_tensor_value_info(f"{prefix}/{name}", kind, None)
+        for name, kind in zip(OUTPUTS, (onnx.TensorProto.FLOAT, onnx.TensorProto.INT32), strict=True)
+    ]
+    return helper.make_graph(nodes, prefix, [], outputs)
+
+
+def _choose(full_below: int, short: onnx.GraphProto, mixed: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Take one branch where every sample has fewer queries and keys than `full_below`, else the other."""
+    limit = helper.make_tensor("", onnx.TensorProto.INT64, [], [full_below])
+    return [
+        helper.make_node("Constant", [], ["limit"], value=limit),
+        helper.make_node("Max", ["query_lengths", "key_lengths"], ["longer"]),
+        helper.make_node("ReduceMax", ["longer"], ["longest"], keepdims=0),
+        helper.make_node("Less", ["longest", "limit"], ["are_all_short"]),
+        helper.make_node("If", ["are_all_short"], list(OUTPUTS), then_branch=short, else_branch=mixed),
+    ]
 
 
 def add_body(model: onnx.ModelProto, body: onnx.FunctionProto) -> None:

@@ -87,12 +87,16 @@ class Call {
     std::fill(p_.out + (head * p_.N + blank) * p_.D, p_.out + (head * p_.N + end) * p_.D, 0.0f);
     std::fill(p_.clusters + head * p_.N + end_of_real, p_.clusters + head * p_.N + end,
               static_cast<int32_t>(p_.settings.num_clusters));
-    if (!p_.settings.is_l2) tier_.hash(p_, w_, scratch, head, first, end_of_real - first);
+    if (p_.is_short(head)) {
+      std::fill(p_.clusters + head * p_.N + first, p_.clusters + head * p_.N + end_of_real, kAlone);
+    } else if (!p_.settings.is_l2) {
+      tier_.hash(p_, w_, scratch, head, first, end_of_real - first);
+    }
   }
 
   void cluster(int64_t num_blocks) {
     each(p_.heads(), [&](Scratch&, int64_t head) {
-      w_.is_settled[head] = p_.queries(head) == 0;
+      w_.is_settled[head] = p_.queries(head) == 0 || p_.is_short(head);
       if (!w_.is_settled[head]) tier_.start_centroids(p_, w_, head);
     });
     for (int64_t iteration = 0; iteration < p_.settings.num_iterations; ++iteration) {

@@ -17,6 +17,7 @@
 
 namespace clustered {
 
+constexpr int32_t kAlone = -1;        // the "cluster" of a query that attends by itself
 constexpr int64_t kPad = 16;          // floats; rows that vectors of any tier may read whole are a multiple of this
 constexpr int64_t kMaxPlanes = 64;    // a query's bits are one word
 constexpr int64_t kRowBlock = 1024;   // queries that one task hashes or assigns
@@ -47,16 +48,18 @@ struct Problem {
   const float *q, *k, *v, *planes;  // (B, H, N, E), (B, H, S, E), (B, H, S, D), (P, E + 1)
   const int64_t *query_lengths, *key_lengths;  // (B,) in [0, N] and [0, S]
   float* out;                                  // (B, H, N, D)
-  int32_t* clusters;                           // (B, H, N)
+  int32_t* clusters;                           // (B, H, N); C at padding, kAlone in a short sample
 
   INLINE int64_t heads() const { return B * H; }
   INLINE int64_t queries(int64_t head) const { return query_lengths[head / H]; }
   INLINE int64_t keys(int64_t head) const { return key_lengths[head / H]; }
+  // Whether the sample is short enough for full attention, and is not clustered.
+  INLINE bool is_short(int64_t head) const {
+    return queries(head) < settings.full_below && keys(head) < settings.full_below;
+  }
   // Whether every query attends to every key by itself: the sample is short, or all of its keys are kept.
   INLINE bool is_exact(int64_t head) const {
-    const int64_t n = queries(head), s = keys(head);
-    const bool is_short = n < settings.full_below && s < settings.full_below;
-    return is_short || (settings.top_k > 0 && settings.top_k >= s);
+    return is_short(head) || (settings.top_k > 0 && settings.top_k >= keys(head));
   }
 };
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.attention_by_clusters import masked_weights
 from models.cluster_blocks import make_blocks, slot_scores, slot_values
-from models.clustered_attention import masked_weights
 from models.clustering import spread_to_queries, take_rows
 from models.parallel.cluster_plan import ClusterPlan
 from models.parallel.clustered import (

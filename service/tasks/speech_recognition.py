@@ -2,8 +2,8 @@
 
 The program takes `features`, float32 (T, F), log-mel features as `spec.features` says, and `lengths`, how many of the T
 frames are real. It returns `log_probs`, (N, labels), natural logarithms, one row for every `subsampling` frames; and
-`clusters`, (layers, H, N) integers, which rows attended as one, computed only if asked for. Rows of padding are cut off
-here.
+`clusters`, (layers, H, N) integers, which rows attended as one, -1 where they attended by themselves, computed only if
+asked for. Rows of padding are cut off here.
 """
 
 from typing import Literal, NamedTuple, Self
@@ -21,6 +21,7 @@ from service.tasks.log_mel import LogMelSpec, count_frames, log_mel, make_bands
 from service.tasks.task import Task, TaskResult
 
 MAX_BEAM_WIDTH = 64
+_ALONE = -1  # the cluster of frames that attended by themselves
 
 
 class SpeechRecognitionSpec(AudioSpec):
@@ -96,6 +97,10 @@ class SpokenWord(BaseModel):
 class Clusters(BaseModel):
     """Which frames attended as one."""
 
+    is_clustered: bool = Field(
+        description="False for a recording so short that every frame attended by itself; there are no layers then.",
+        examples=[True],
+    )
     frame_seconds: float = Field(description="Time from one frame to the next.", examples=[0.02])
     num_frames: int = Field(description="Frames of the recording.", examples=[4])
     layers: list[list[list[tuple[int, int]]]] = Field(
@@ -242,8 +247,9 @@ def _explain(ids: npt.NDArray[np.int32], num_rows: int, timing: _Timing) -> Clus
     ids = ids[..., :num_rows]
     if ids.ndim != 3 or ids.shape[2] != num_rows:
         raise _failed("a cluster for each frame in each layer and head")
-    layers = [[_count_runs(head) for head in layer] for layer in ids]
-    return Clusters(frame_seconds=timing.row, num_frames=num_rows, layers=layers)
+    is_clustered = bool((ids != _ALONE).any())
+    layers = [[_count_runs(head) for head in layer] for layer in ids] if is_clustered else []
+    return Clusters(is_clustered=is_clustered, frame_seconds=timing.row, num_frames=num_rows, layers=layers)
 
 
 def _count_runs(ids: npt.NDArray[np.int32]) -> list[tuple[int, int]]:

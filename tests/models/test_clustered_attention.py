@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import FullAttention, padded_full_attention
-from models.clustered_attention import (
-    ClusteredAttention,
-    ClusteredAttentionConfig,
-    attend,
-    draw_planes,
-)
+from models.clustered_attention import ALONE, ClusteredAttention, ClusteredAttentionConfig, attend, draw_planes
 from tests.oracles import clustered_attention as oracle
 
 # Laws
@@ -157,7 +152,9 @@ def test_full_attention_is_chosen_by_the_samples_own_lengths() -> None:
     mixed, clusters = clustered(full_below=42)(q, k, v, lengths, torch.tensor([41, 41, 7, 42]))
     by_clusters, same_clusters = clustered()(q, k, v, lengths, torch.tensor([41, 41, 7, 42]))
     full, _ = FullAttention()(q, k, v, lengths, torch.tensor([41, 41, 7, 42]))
-    assert clusters.equal(same_clusters)
+    assert clusters[[0, 3]].equal(same_clusters[[0, 3]])
+    assert clusters[1, :, :41].eq(ALONE).all()
+    assert (clusters[2, :, 3:] == 5).all(), "padding stays C"
     close(mixed[[0, 3]], by_clusters[[0, 3]], 0)
     close(mixed[[1, 2]], full[[1, 2]], 1e-6)
     assert (by_clusters - full)[[0, 1, 3]].abs().amax(dim=(1, 2, 3)).min() > 0.1, "the two kinds must differ to tell"

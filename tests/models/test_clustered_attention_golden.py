@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.cluster_blocks import make_blocks, past_slots, per_query, real_slots, slot_scores, slot_values
-from models.clustered_attention import (
+from models.attention_by_clusters import (
     causal_improved_clustered_attention,
     cluster_scores,
     clustered_attention,
@@ -20,6 +19,7 @@ from models.clustered_attention import (
     split_weights,
     strongest_keys,
 )
+from models.cluster_blocks import make_blocks, past_slots, per_query, real_slots, slot_scores, slot_values
 from models.clustering import group_queries, hash_bits, lloyd, take_rows
 from tests.golden_files import golden_files
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import clustered_attention
+from models import attention_by_clusters, clustered_attention
 from models.attention import FullAttention
 from models.checkpoints import (
     FAST_TRANSFORMERS_ENCODER,
@@ -87,7 +87,7 @@ def test_golden_encoders_with_clustered_attention_are_reproduced(path: Path, mon
     model = build_golden(official, stored)
     is_real = torch.arange(stored["x"].shape[1]) < stored["lengths"][:, None]  # (B, N)
     kept: list[Tensor] = []
-    strongest_keys = clustered_attention.strongest_keys
+    strongest_keys = attention_by_clusters.strongest_keys
 
     def cluster_as_stored(
         q: Tensor, planes: Tensor, lengths: Tensor, *, num_clusters: int, num_iterations: int, metric: str
@@ -113,7 +113,7 @@ def test_golden_encoders_with_clustered_attention_are_reproduced(path: Path, mon
 
     layers = iter(range(official["n_layers"]))
     monkeypatch.setattr(clustered_attention, "cluster_queries", cluster_as_stored)
-    monkeypatch.setattr(clustered_attention, "strongest_keys", strongest_keys_recorded)
+    monkeypatch.setattr(attention_by_clusters, "strongest_keys", strongest_keys_recorded)
     y = model(stored["x"], stored["lengths"])
 
     assert y.shape == stored["y"].shape

@@ -1,7 +1,8 @@
 """The operator `clustered_attention::ClusteredAttention`, query by query in float64.
 
 Written from the operator's contract: Vyas et al. 2020 with initial centroids spread over the real queries, ties to the
-lowest index, a tied bit to 0, and an empty cluster that keeps its centroid.
+lowest index, a tied bit to 0, and an empty cluster that keeps its centroid. Queries of a short sample
+are in cluster -1.
 """
 
 from typing import Literal
@@ -37,12 +38,16 @@ def clustered_attention_operator(
         queries, keys, values = q[b, h, :n], k[b, h, :s], v[b, h, :s]
         if n == 0:
             continue
+        is_short = n < full_below and s < full_below
         points = sign_bits(queries, planes) if metric == "lsh" else queries
-        clusters[b, h, :n] = lloyd(points, num_clusters, num_iterations, is_binary=metric == "lsh")
+        if is_short:
+            clusters[b, h, :n] = -1
+        else:
+            clusters[b, h, :n] = lloyd(points, num_clusters, num_iterations, is_binary=metric == "lsh")
         if s == 0:
             continue
         for i in range(n):
-            if n < full_below and s < full_below:
+            if is_short:
                 out[b, h, i] = softmax(scale * keys @ queries[i]) @ values
             else:
                 mean = queries[clusters[b, h, :n] == clusters[b, h, i]].mean(axis=0)

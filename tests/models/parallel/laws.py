@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
+from models.attention_by_clusters import clustered_attention as clustered_alone
+from models.attention_by_clusters import improved_clustered_attention as improved_alone
 from models.clustered_attention import ClusteredAttentionConfig
-from models.clustered_attention import clustered_attention as clustered_alone
-from models.clustered_attention import improved_clustered_attention as improved_alone
 from models.clustering import Metric, cluster_queries
 from models.ctc_transformer import CtcTransformer, CtcTransformerConfig, count_tokens
 from models.parallel.assignment import assign_clusters

@@ -265,6 +265,7 @@ def test_clusters_are_told_as_runs_without_padding() -> None:
     ids = np.array([[[7, 0, 0, 0, 9, 9], [1, 2, 1, 2, 9, 9]], [[5, 5, 5, 5, 9, 9], [0, 0, 0, 3, 9, 9]]], np.int32)
     result = recognise("ABC-", outputs={"clusters": ids}, explain="clusters")
     assert json.loads(result.model_dump_json(exclude_none=True))["clusters"] == {
+        "is_clustered": True,
         "frame_seconds": 0.02,
         "num_frames": 4,
         "layers": [[[[7, 1], [0, 3]], [[1, 1], [2, 1], [1, 1], [2, 1]]], [[[5, 4]], [[0, 3], [3, 1]]]],
@@ -275,6 +276,13 @@ def test_clusters_are_told_as_runs_without_padding() -> None:
 def test_clusters_of_another_shape_are_the_model_s_failure(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelFailed, match="a cluster for each frame"):
         recognise("ABC-", outputs={"clusters": np.zeros(shape, np.int32)}, explain="clusters")
+
+
+def test_a_short_recording_is_said_not_to_be_clustered() -> None:
+    ids = np.full((1, 2, 4), -1, np.int32)
+    clusters = recognise("ABC-", outputs={"clusters": ids}, explain="clusters").clusters
+    assert clusters is not None
+    assert (clusters.is_clustered, clusters.layers) == (False, [])
 
 
 def test_a_model_without_clusters_refuses_to_explain_them() -> None:
