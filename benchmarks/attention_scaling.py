@@ -72,12 +72,12 @@ def measure_scaling(folder: Path, plan: Plan) -> list[Point]:
     folder.mkdir(parents=True, exist_ok=True)
     commands = write_programs(folder, build_native())
     points: list[Point] = []
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(_run_worker(name, command)) for name, command in commands.items()}
-        for num_tokens in plan.sizes:
+    for num_tokens in plan.sizes:
+        with ExitStack() as stack:  # new processes: a session keeps the memory that it once had
+            workers = {name: stack.enter_context(_run_worker(name, command)) for name, command in commands.items()}
             rounds = [_measure_round(workers, num_tokens, plan, shift) for shift in range(plan.rounds)]
-            points += summarise(num_tokens, rounds)
-            print(f"N = {num_tokens} measured", flush=True)
+        points += summarise(num_tokens, rounds)
+        print(f"N = {num_tokens} measured", flush=True)
     return points
 
 
