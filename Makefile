@@ -47,6 +47,9 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m training paca-vit-micro-cifar10-first
 	$(BIN)/python -m training paca-vit-micro-cifar10 --from build/training/paca-vit-micro-cifar10-first
 	$(BIN)/python -m export build/training/paca-vit-micro-cifar10
+	$(BIN)/python -m training ctc-transformer-small-an4-first
+	$(BIN)/python -m training ctc-transformer-small-an4 --from build/training/ctc-transformer-small-an4-first
+	$(BIN)/python -m export build/training/ctc-transformer-small-an4
 
 native: $(BIN)/python ## compile the native kernel of clustered attention; needs g++
 	$(BIN)/python -m export.build_native

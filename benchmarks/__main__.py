@@ -6,31 +6,60 @@ startup     from the start of the process to the first answer
 attention   full, clustered and improved-clustered attention against the length, with a plot
 export      the ONNX program beside eager torch
 quality     accuracy on test_dev over HTTP; needs ../shared/data
+explanations  whether the clusters that explain an answer carry it, and what explaining costs; needs ../shared/data
+recordings  long recordings and mixed lengths on the speech recogniser; needs the data sets and a bundle of one
+tcformer    TCFormer's program beside its module and beside scattered exchange, and the cost of its two versions
+segmentation  finished training runs of segmenters beside each other: quality, cost, size; needs such runs
+clustering  word errors and cost of a speech recogniser with full and with clustered attention; takes half an hour,
+            goes on where it was interrupted; needs ../shared/data
+brain-networks  cross-validation of classifiers of brain networks; takes most of an hour, goes on where it was
+            interrupted; needs ../shared/data
 
-All of them by default. Machines are noisy: compare numbers of one run only, and close what else runs.
+All of them but the last two by default. Machines are noisy: compare numbers of one run only, and close what else runs.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.attention_scaling import Plan as ScalingPlan
 from benchmarks.attention_scaling import measure_scaling, plot_scaling, render_scaling
+from benchmarks.brain_network_report import render_cells
+from benchmarks.brain_networks import list_cells, measure_cells
 from benchmarks.bundles import open_random_bundle
+from benchmarks.clustering_claim import make_plan, make_quick_plan, measure_claim
+from benchmarks.clustering_report import describe_claim, render_claim
+from benchmarks.explanations import TEST_FILE as EXPLAINED_FILE
+from benchmarks.explanations import measure_explanations, render_explanations
 from benchmarks.machine import describe_setting, result_path
 from benchmarks.program import measure_program, render_program
 from benchmarks.quality import TEST_FILE, measure_quality, render_quality
+from benchmarks.recordings import QUICK as QUICK_RECORDINGS
+from benchmarks.recordings import Plan as RecordingsPlan
+from benchmarks.recordings import find_recogniser, measure_recordings
+from benchmarks.recordings_report import render_json, render_recordings
 from benchmarks.robustness import measure_robustness, render_robustness
+from benchmarks.segmentation_models import RUNS, find_runs, measure_segmenters, render_segmenters
 from benchmarks.serving import Plan, measure_serving
 from benchmarks.serving_report import METHOD, render_bundle
 from benchmarks.startup import measure_startup, render_startup
+from benchmarks.token_clustering import QUICK as QUICK_TOKENS
+from benchmarks.token_clustering import Plan as TokensPlan
+from benchmarks.token_clustering import measure_token_clustering, render_token_clustering
+from training.handover import read_start
 
 SCRATCH = Path("build/benchmarks")
 RANDOM_BUNDLE = SCRATCH / "paca-vit-random"
-SHIPPED_BUNDLE = Path("bundles/paca-vit-micro-cifar10")
+BUNDLES = Path("bundles")
+SHIPPED_BUNDLE = BUNDLES / "paca-vit-micro-cifar10"
+SPEECH_BUNDLE = BUNDLES / "ctc-transformer-small-an4"
+DATA = Path("../shared/data")
+CLUSTERING_EPOCHS = 3
 FULL = Plan(rounds=3, seconds=2.0, warm_seconds=0.4)
 QUICK = Plan(rounds=2, seconds=1.0, warm_seconds=0.3)
 QUICK_SCALING = ScalingPlan(sizes=(1024, 4096), rounds=1)
@@ -79,6 +108,99 @@ def report_quality(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - the whole
     return render_quality(bundle, measure_quality(bundle, SCRATCH / "logs"))
 
 
+def report_explanations(bundle: Path, plan: Plan) -> str:
+    """Blank what explains a trained bundle's answers."""
+    is_quick = plan is QUICK
+    found = measure_explanations(
+        bundle, num_pictures=20 if is_quick else 500, num_draws=5 if is_quick else 20, rounds=plan.rounds
+    )
+    return f"## {bundle.name}\n\n{render_explanations(found)}"
+
+
+def report_clustering(
+    bundle: Path,  # noqa: ARG001 - it classifies pictures
+    plan: Plan,
+    *,
+    start: Path = SPEECH_BUNDLE,
+    epochs: int = CLUSTERING_EPOCHS,
+    data: Path = DATA,
+) -> str:
+    """Compare attentions in a speech recogniser that starts from trained weights."""
+    is_quick = plan is QUICK
+    begin = read_start(start)
+    claim_plan = make_quick_plan() if is_quick else make_plan(epochs=epochs)
+    claim = measure_claim(claim_plan, weights=begin.weights, data=data, work=SCRATCH / "clustering")
+    if not is_quick:
+        numbers = result_path("clustering").with_suffix(".json")
+        numbers.parent.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(json.dumps(describe_claim(claim, claim_plan, begin), indent=2) + "\n")
+    return render_claim(claim, claim_plan, begin)
+
+
+def report_recordings(bundle: Path, plan: Plan, *, bundles: Path = BUNDLES, data: Path = DATA) -> str:  # noqa: ARG001
+    """Measure the speech recogniser among the bundles; leaves all numbers as JSON unless in haste."""
+    is_quick = plan is QUICK
+    recogniser = find_recogniser(bundles)
+    found = measure_recordings(recogniser, data, SCRATCH, QUICK_RECORDINGS if is_quick else RecordingsPlan())
+    if not is_quick:
+        path = result_path("recordings").with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render_json(found, describe_setting(tell_command())))
+    return render_recordings(found)
+
+
+def report_segmentation(bundle: Path, plan: Plan, *, runs: Path = RUNS) -> str:  # noqa: ARG001 - reads finished runs
+    """Put the finished runs of segmenters beside each other."""
+    found = find_runs(runs)
+    if not found:
+        raise FileNotFoundError(
+            f"{runs} has no finished run of a segmenter; train one, or name another folder by --runs"
+        )
+    return render_segmenters(measure_segmenters(found, rounds=plan.rounds))
+
+
+def report_brain_networks(
+    bundle: Path,  # noqa: ARG001 - models are trained
+    plan: Plan,
+    *,
+    rows: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    data: Path = DATA,
+) -> str:
+    """Cross-validate classifiers of brain networks; in haste the ridge classifier on one task."""
+    cells = list_cells(["ridge"], ["mdd"]) if plan is QUICK else list_cells(rows, tasks)
+    return render_cells(measure_cells(cells, data=data, work=SCRATCH / "brain-networks"))
+
+
+def tell_command() -> str:
+    """Tell what was typed."""
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+
+
+def find_missing(what: str, bundles: Path, data: Path, runs: Path = RUNS) -> str | None:
+    """Tell what a subject lacks here; it is left out then, unless it was asked for by its name."""
+    if what == "quality" and not TEST_FILE.exists():
+        return f"{TEST_FILE} is not here"
+    if what == "explanations" and not EXPLAINED_FILE.exists():
+        return f"{EXPLAINED_FILE} is not here"
+    if what == "segmentation" and not find_runs(runs):
+        return f"{runs} has no finished run of a segmenter"
+    if what == "recordings":
+        if not data.is_dir():
+            return f"{data} is not here"
+        try:
+            find_recogniser(bundles)
+        except FileNotFoundError as error:
+            return str(error)
+    return None
+
+
+def report_tcformer(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - its models have random weights
+    """Measure TCFormer's program, and compare the versions."""
+    tokens = QUICK_TOKENS if plan is QUICK else TokensPlan()
+    return render_token_clustering(measure_token_clustering(SCRATCH / "tcformer", tokens))
+
+
 REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "serving": report_serving,
     "robustness": report_robustness,
@@ -86,7 +208,14 @@ REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "attention": report_attention,
     "export": report_export,
     "quality": report_quality,
+    "explanations": report_explanations,
+    "recordings": report_recordings,
+    "tcformer": report_tcformer,
+    "segmentation": report_segmentation,
+    "clustering": report_clustering,
+    "brain-networks": report_brain_networks,
 }
+ONLY_IF_NAMED = {"clustering", "brain-networks"}  # each takes longer than all others together
 
 
 def main() -> None:
@@ -94,18 +223,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=REPORTS, help="by default all")
+    parser.add_argument(
+        "what", nargs="?", choices=REPORTS, help=f"by default all but {' and '.join(sorted(ONLY_IF_NAMED))}"
+    )
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help=f"a trained bundle ({SHIPPED_BUNDLE})")
+    parser.add_argument(
+        "--bundles", type=Path, default=BUNDLES, help="for recordings: folder of bundles, or the recogniser's own"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="for recordings, clustering, brain-networks: folder of the data sets"
+    )
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; writes no file")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        default=SPEECH_BUNDLE,
+        help=f"for clustering: bundle or finished run of a recogniser that all rows start from ({SPEECH_BUNDLE})",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=CLUSTERING_EPOCHS,
+        help=f"for clustering: how long each attention is trained, in passes of 26 steps ({CLUSTERING_EPOCHS})",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=RUNS, help=f"for segmentation: folder of finished training runs ({RUNS})"
+    )
+    parser.add_argument("--rows", nargs="+", default=(), help="for brain-networks: keys of rows; all by default")
+    parser.add_argument("--tasks", nargs="+", default=(), help="for brain-networks: names of tasks; all by default")
     arguments = parser.parse_args()
-    for what in [arguments.what] if arguments.what else REPORTS:
-        if what == "quality" and not arguments.what and not TEST_FILE.exists():
-            print(f"quality: not measured, as {TEST_FILE} is not here")
+    clustering = partial(report_clustering, start=arguments.start, epochs=arguments.epochs, data=arguments.data)
+    recordings = partial(report_recordings, bundles=arguments.bundles, data=arguments.data)
+    reports = REPORTS | {
+        "clustering": clustering,
+        "recordings": recordings,
+        "segmentation": partial(report_segmentation, runs=arguments.runs),
+        "brain-networks": partial(
+            report_brain_networks, rows=arguments.rows, tasks=arguments.tasks, data=arguments.data
+        ),
+    }
+    for what in [arguments.what] if arguments.what else [what for what in REPORTS if what not in ONLY_IF_NAMED]:
+        missing = find_missing(what, arguments.bundles, arguments.data, arguments.runs)
+        if missing and not arguments.what:
+            print(f"{what}: not measured, as {missing}")
             continue
         load = os.getloadavg()[0]
         plan = QUICK if arguments.quick else FULL
-        body = REPORTS[what](arguments.bundle, plan)
-        setting = describe_setting(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+        body = reports[what](arguments.bundle, plan)
+        setting = describe_setting(tell_command())
         text = f"# {what}\n\n{setting}\n- Load average of the machine before the run: {load:.2f}\n\n{body}\n"
         print(text)
         if not arguments.quick:

@@ -13,7 +13,7 @@ from export.onnx_program import OPSET, export_onnx
 from export.parity import measure_parity
 from export.planners import make_plan
 from export.source import WEIGHTS, Source
-from service.bundle import FORMAT_VERSION, MANIFEST, Golden, Manifest, hash_file, write_manifest
+from service.bundle import FORMAT_VERSION, MANIFEST, Conversion, Golden, Manifest, hash_file, write_manifest
 from service.runtimes.onnx import open_onnx
 
 PROGRAM = "model.onnx"
@@ -24,7 +24,10 @@ ATOL, RTOL = 1e-4, 1e-3
 
 
 def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
-    """Write the bundle of a trained model.
+    """Write the bundle of a model, trained here or converted.
+
+    Trained weights are stored as float16, which they were rounded to before they were measured; converted ones as
+    float32, as they are not changed.
 
     Args:
         source: facts about the weights.
@@ -32,15 +35,16 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
         out: the bundle's folder; replaced as a whole once the new one is complete.
     Returns: the manifest written.
     Raises: ValueError if the task has no export, the model is of a kind that has no program for it, float16 does not
-        hold its weights, or the program is not the model's equal.
+        hold trained weights, or the program is not the model's equal.
     """
     plan = make_plan(source, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / out.name
         folder.mkdir()
-        save_weights(model, folder / WEIGHTS)
-        export_onnx(plan, folder / PROGRAM)
+        dtype = torch.float32 if isinstance(source.origin, Conversion) else torch.float16
+        save_weights(model, folder / WEIGHTS, dtype=dtype)
+        export_onnx(plan, folder / PROGRAM, weights=folder / WEIGHTS)
         runtime = open_onnx(folder / PROGRAM, device="cpu")
         parity = measure_parity(plan, runtime)
         runtime.close()
@@ -66,15 +70,18 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
     return manifest
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights as float16.
+def save_weights(model: nn.Module, path: Path, *, dtype: torch.dtype) -> None:
+    """Write the weights, floating-point ones as `dtype`.
 
-    Raises: ValueError naming a weight that float16 does not hold exactly.
+    Raises: ValueError naming a weight that `dtype` does not hold exactly.
     """
-    weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
+    weights = {}
     for name, weight in model.state_dict().items():
-        if not torch.equal(weights[name].to(weight.dtype), weight):
-            raise ValueError(f"{name} has values that float16 does not hold; round all weights before measuring them")
+        stored = weight.to(dtype) if weight.is_floating_point() else weight
+        if not torch.equal(stored.to(weight.dtype), weight):
+            held = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{name} has values that {held} does not hold; round all weights before measuring them")
+        weights[name] = stored.contiguous()
     path.write_bytes(save(weights))  # save_file would make a file that only its owner may read
 
 

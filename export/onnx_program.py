@@ -12,13 +12,14 @@ from torch.export import Dim
 from export.clustered_operator import add_body, as_operators, make_body
 from export.full_attention import as_fused_nodes
 from export.plan import Plan
+from export.shared_weights import share_weights
 from service.bundle import TensorSpec
 
 OPSET = 20  # the first with Gelu as one operator
 MIN_HALVED = 256  # elements; a Cast for less is not worth a node
 
 
-def export_onnx(plan: Plan, path: Path) -> None:
+def export_onnx(plan: Plan, path: Path, *, weights: Path | None = None) -> None:
     """Export a plan's program; each attention on lengths becomes one node, and the body of clustered ones comes along.
 
     Weights that float16 holds exactly are stored so, with a Cast that the runtime folds when it loads: half the file,
@@ -27,6 +28,7 @@ def export_onnx(plan: Plan, path: Path) -> None:
     Args:
         plan: its program is in evaluation mode.
         path: of the file to write.
+        weights: safetensors in the same folder, which the program then shares; None puts all weights into the program.
     Raises: ValueError as `as_operators`.
     """
     with as_operators(plan.program) as settings, as_fused_nodes(plan.program):
@@ -50,8 +52,10 @@ def export_onnx(plan: Plan, path: Path) -> None:
     graph.ClearField("value_info")
     if settings is not None:
         add_body(model, make_body(settings, opset=OPSET))
-    onnx.checker.check_model(model, full_check=True)
+    if weights is not None:
+        share_weights(model, weights)
     path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(path, full_check=True)
 
 
 def _name_dimensions(inputs: Sequence[TensorSpec]) -> tuple[dict[int, Dim], ...]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from torch import nn
 
+from export.brain_network_classifier import plan_brain_network_classifier
 from export.image_classifier import plan_image_classifier
+from export.image_segmenter import plan_image_segmenter
 from export.plan import Plan
 from export.source import Source
 from export.speech_recognizer import plan_speech_recognizer
@@ -12,6 +14,8 @@ from export.speech_recognizer import plan_speech_recognizer
 PLANNERS: dict[str, Callable[[Source, nn.Module], Plan]] = {
     "image-classification": plan_image_classifier,
     "speech-recognition": plan_speech_recognizer,
+    "brain-network-classification": plan_brain_network_classifier,
+    "image-segmentation": plan_image_segmenter,
 }
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models import BUILDERS
-from service.bundle import MANIFEST, Normalisation, Origin, open_bundle
+from service.bundle import MANIFEST, Conversion, Normalisation, Origin, open_bundle
 
 WEIGHTS = "weights.safetensors"
 RUN = "run.json"
 
 
 class Source(BaseModel):
-    """Facts about trained weights; the fields are those of the manifest."""
+    """Facts about weights, trained here or converted; the fields are those of the manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,8 @@ class Source(BaseModel):
     description: str
     limits: str
     license: str
-    origin: Origin
+    notice: str = ""
+    origin: Origin | Conversion
     normalisation: Normalisation
     spec: dict[str, Any]
     max_body_bytes: int

@@ -9,14 +9,13 @@ official call takes and ignores.
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import FullAttention
 from models.communities import BrainOutput, CentreCommunities, Similarity
 from models.encoder import EncoderConfig, EncoderLayer
-from models.node_mlps import FlatMlp, Readout
+from models.node_mlps import Connections, FlatMlp, Readout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +117,10 @@ class BrainMlp(nn.Module):
         num_classes: L.
     """
 
-    positions: Tensor
-
     def __init__(self, config: BrainMlpConfig, *, num_classes: int) -> None:
         super().__init__()
-        R = config.num_regions
-        rows, columns = torch.triu_indices(R, R, offset=1)
-        self.register_buffer("positions", rows * R + columns, persistent=False)
-        dims = (R * (R - 1) // 2, *config.hidden_dims)
+        self.connections = Connections(config.num_regions)
+        dims = (self.connections.number, *config.hidden_dims)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(dims))
         self.dropout = nn.Dropout(config.dropout)
@@ -133,7 +128,7 @@ class BrainMlp(nn.Module):
 
     def forward(self, connectivity: Tensor) -> BrainOutput:
         """Classify: connectivity (B, R, R), of which the diagonal and what is below are not looked at → logits only."""
-        x = self.input_dropout(connectivity.flatten(1).index_select(1, self.positions))
+        x = self.input_dropout(self.connections(connectivity))
         for layer in self.hidden:
             x = self.dropout(F.leaky_relu(layer(x)))
         return BrainOutput(self.head(x), [], {})

@@ -13,6 +13,8 @@ Renames = Sequence[tuple[str, str]]
 
 SAME_NAMES: Renames = ((r"(.+)", r"\1"),)  # of our own weights
 
+MAX_NAMED = 12  # tensors of one kind of fault; a checkpoint of another model has hundreds
+
 HASH_PLANES = r"(.*\.)?planes"  # buffer of `ClusteredAttention`; the official code draws new ones in every call
 STORED_MEANS = r"(.*\.)?shared\.(mean|num_batches)"  # buffers of `communities.SharedMean`; `store_means` fills them
 
@@ -165,30 +167,36 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor], renames: Rename
         renames: table of the architecture.
         kept: pattern of our names that the state need not hold, since official code has nothing for them; these
             tensors keep their values. `HASH_PLANES` is one.
-    Raises: ValueError naming every tensor that is unknown, missing, doubled or of another shape.
+    Raises: ValueError naming the tensors that are unknown or doubled, missing, or of another shape, up to `MAX_NAMED`
+        of each and the number of the others.
     """
     expected = model.state_dict()
     renamed: dict[str, Tensor] = {}
-    faults: list[str] = []
+    strays: list[str] = []
     for name, tensor in state.items():
         target = _rename(name, renames)
         if target is None or target not in expected:
-            faults.append(f"unexpected {name}")
+            strays.append(f"unexpected {name}")
         elif target in renamed:
-            faults.append(f"{name} comes twice")
+            strays.append(f"{name} comes twice")
         else:
             is_pointwise = tensor.shape[2:] == (1, 1) and expected[target].dim() == 2
             renamed[target] = tensor.flatten(1) if is_pointwise else tensor
     missing = [name for name in expected if name not in renamed]
-    faults += [f"missing {name}" for name in missing if not (kept and re.fullmatch(kept, name))]
-    faults += [
+    absent = [f"missing {name}" for name in missing if not (kept and re.fullmatch(kept, name))]
+    misshapen = [
         f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
         for name, tensor in renamed.items()
         if tensor.shape != expected[name].shape
     ]
-    if faults:
+    if faults := [*_shorten(strays), *_shorten(absent), *_shorten(misshapen)]:
         raise ValueError(f"checkpoint does not fit {type(model).__name__}: " + "; ".join(faults))
     model.load_state_dict(renamed | {name: expected[name] for name in missing})
+
+
+def _shorten(faults: list[str]) -> list[str]:
+    rest = len(faults) - MAX_NAMED
+    return [*faults[:MAX_NAMED], f"and {rest} more like it"] if rest > 0 else faults
 
 
 def _rename(name: str, renames: Renames) -> str | None:

@@ -127,15 +127,18 @@ def paca_seg_renames(clustering: str, *, num_stages: int) -> Renames:
     ]
 
 
+WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")  # the last two hold averages over the training
+
+
 def official_state(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
     """Unpack the tensors of an official checkpoint.
 
     Args:
-        checkpoint: as loaded: the state dict itself, or a mapping that holds it as `state_dict` or `model`. Names may
-            begin with `module.`, which training on several devices puts there.
+        checkpoint: as loaded: the state dict itself, or a mapping that holds it under one of `WRAPPERS`, of which the
+            first counts. Names may begin with `module.`, which training on several devices puts there.
     Raises: ValueError if what should be the state dict holds something else than tensors.
     """
-    wrapped = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    wrapped = next((checkpoint[wrapper] for wrapper in WRAPPERS if wrapper in checkpoint), checkpoint)
     if not isinstance(wrapped, Mapping):
         raise ValueError(f"checkpoint holds a {type(wrapped).__name__} as its weights, expected names and tensors")
     state: dict[str, Tensor] = {}

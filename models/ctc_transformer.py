@@ -206,3 +206,14 @@ _IMPROVED = ClusteredAttentionConfig(num_clusters=100, top_k=32, full_below=512)
 
 CTC_TRANSFORMER_SMALL = CtcTransformerConfig(num_layers=6, dim=160, num_heads=4, hidden_dim=640, attention=_IMPROVED)
 CTC_TRANSFORMER_SMALL_FULL = replace(CTC_TRANSFORMER_SMALL, attention=None)
+
+# Learns spoken digits in minutes; what it clusters are digit strings of more than two or three seconds.
+CTC_TRANSFORMER_MICRO = CtcTransformerConfig(
+    num_layers=2,
+    dim=64,
+    num_heads=4,
+    hidden_dim=192,
+    num_mels=40,
+    stem_channels=16,
+    attention=ClusteredAttentionConfig(num_clusters=16, top_k=16, full_below=128),
+)

@@ -35,6 +35,26 @@ class Mlp(nn.Module):
         return self.fc3(F.leaky_relu(self.fc2(F.leaky_relu(self.fc1(x)))))
 
 
+class Connections(nn.Module):
+    """What is above the diagonal of a connectivity, as one row of numbers for each subject.
+
+    Args:
+        num_regions: R.
+    """
+
+    positions: Tensor
+
+    def __init__(self, num_regions: int) -> None:
+        super().__init__()
+        rows, columns = torch.triu_indices(num_regions, num_regions, offset=1)
+        self.register_buffer("positions", rows * num_regions + columns, persistent=False)
+        self.number = len(self.positions)
+
+    def forward(self, connectivity: Tensor) -> Tensor:
+        """(B, R, R) → (B, R·(R-1)/2), row by row."""
+        return connectivity.flatten(1).index_select(1, self.positions)
+
+
 class FlatMlp(nn.Module):
     """One MLP over all features of all nodes: the published encoder, nearly all of the published parameters.
 

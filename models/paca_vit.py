@@ -298,7 +298,21 @@ class PaCaViTClassifier(nn.Module):
             image: (B, 3, Y, X), normalised.
         Returns: logits (B, L) and, for each clustered stage, the assignment (B, C, N).
         """
+        return self._answer(self.backbone(image))
+
+    def explain(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Classify, and tell what each patch of the last stage adds to each logit.
+
+        Args:
+            image: (B, 3, Y, X), normalised.
+        Returns: as `forward`, then the evidence (B, L, Y, X) on the grid of the last stage. Its sum over the grid is
+            the logits, as the norm comes before the mean and the head is linear; the bias is spread evenly.
+        """
         stages = self.backbone(image)
+        tokens, grid = stages[-1].tokens, stages[-1].grid
+        return *self._answer(stages), tokens_to_map(self.head(tokens) / tokens.shape[1], grid)
+
+    def _answer(self, stages: Sequence[StageOutput]) -> tuple[Tensor, list[Tensor]]:
         clusters = [stage.clusters for stage in stages if stage.clusters is not None]
         return self.head(stages[-1].tokens.mean(dim=1)), clusters
 

@@ -30,7 +30,6 @@ from models.token_blocks import (
 from models.token_merging import link_tokens, take_tokens, token2map
 
 NORM_EPS = 1e-6  # official code: norms of blocks and stages of the backbone
-STEM_STRIDE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,7 @@ class TCFormerConfig:
         reduction_ratios: rows and columns of the map that become one key; 1 attends to tokens.
         sample_ratios: tokens after merging over tokens before.
         num_neighbors: K of DPC-KNN.
+        stem_stride: rows and columns of pixels that become one token of the first stage.
         drop_path: stochastic depth of the last block; rises linearly from 0.
     """
 
@@ -55,6 +55,7 @@ class TCFormerConfig:
     reduction_ratios: tuple[int, ...] = (8, 4, 2, 1)
     sample_ratios: tuple[float, ...] = (0.25, 0.25, 0.25)
     num_neighbors: int = 5
+    stem_stride: int = 4
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class TCFormerConfig:
     @property
     def smallest_side(self) -> int:
         """Pixels that a picture needs each way, so that every map has a key for attention."""
-        return max((ratio - 1) * STEM_STRIDE * 2**stage for stage, ratio in enumerate(self.reduction_ratios)) + 1
+        return max((ratio - 1) * self.stem_stride * 2**stage for stage, ratio in enumerate(self.reduction_ratios)) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class TCFormer(nn.Module):
                 GlobalClustering(sample_ratio=ratio, num_neighbors=config.num_neighbors)
                 for ratio in config.sample_ratios
             ]
-        self.embed = nn.Conv2d(3, config.dims[0], 7, stride=STEM_STRIDE, padding=3)
+        self.embed = nn.Conv2d(3, config.dims[0], 7, stride=config.stem_stride, padding=3)
         self.embed_norm = nn.LayerNorm(config.dims[0], eps=REDUCTION_EPS)
         total = sum(config.depths)
         rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
@@ -350,3 +351,21 @@ def initialise(module: nn.Module) -> None:
 TCFORMER_BASE = TCFormerConfig(dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), depths=(3, 4, 6, 3))
 TCFORMER_LIGHT = replace(TCFORMER_BASE, depths=(2, 2, 2, 2))
 TCFORMER_LARGE = replace(TCFORMER_BASE, depths=(3, 8, 27, 3))
+
+# Small enough to train from scratch on a few hundred pictures of 480x360; where tokens are many, blocks are few.
+TCFORMER_FPN_MICRO = TCFormerConfig(
+    dims=(32, 64, 128, 160), num_heads=(1, 2, 4, 5), depths=(1, 2, 2, 2), mlp_ratios=(4, 4, 3, 3), drop_path=0.05
+)
+MTA_MICRO = MtaConfig(dim=64, num_heads=(2, 2, 2), mlp_ratios=(1, 1, 1))
+
+# For pictures of 32x32: half the stride of the stem and three stages, as PaCa-ViT's micro variant.
+TCFORMER_MICRO = TCFormerConfig(
+    dims=(48, 96, 192),
+    num_heads=(2, 4, 6),
+    depths=(2, 4, 1),
+    mlp_ratios=(3, 3, 3),
+    reduction_ratios=(4, 2, 1),
+    sample_ratios=(0.25, 0.25),
+    stem_stride=2,
+    drop_path=0.05,
+)

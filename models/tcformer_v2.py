@@ -19,7 +19,15 @@ from torch.nn import functional as F
 
 from models.attention import full_attention
 from models.semantic_fpn import SemanticFpnConfig, SemanticFpnHead
-from models.tcformer import TCFORMER_BASE, TCFormer, TCFormerConfig, initialise, read_parents, regions
+from models.tcformer import (
+    TCFORMER_BASE,
+    TCFORMER_FPN_MICRO,
+    TCFormer,
+    TCFormerConfig,
+    initialise,
+    read_parents,
+    regions,
+)
 from models.token_blocks import REDUCTION_EPS, Clustering, TokenMlp, Tokens
 from models.token_merging import Grid, token2map, token_downup
 from models.token_parts import LocalClustering
@@ -212,3 +220,7 @@ class TCFormerV2ReconstructionSegmenter(nn.Module):
 
 
 TCFORMER_V2_RECONSTRUCTION_BASE = TCFormerV2ReconstructionConfig(backbone=TCFORMER_BASE)
+
+TCFORMER_V2_RECONSTRUCTION_FPN_MICRO = TCFormerV2ReconstructionConfig(
+    backbone=TCFORMER_FPN_MICRO, neck_dim=64, neck_num_heads=(2, 2, 2)
+)

@@ -5,8 +5,8 @@ it is None, every cell is its own token. Convolutions work on maps that are as f
 
 Source: Zeng et al. 2022, "Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer",
 sections 3.2 and 3.3, with the official code (github.com/zengwang430521/TCFormer @1ea72a8); Du et al. 2016 for DPC-KNN.
-Differs: sparse matrices became dense ones below `MAX_LINKS` entries and gathers above; distances are squared until they
-are reported; nothing is drawn at random.
+Differs: sparse matrices became dense ones where they are small and rows that are gathered and added where not;
+distances are squared until they are reported; nothing is drawn at random.
 Deliberately absent: gradients through the clustering; fewer tokens for plain pictures, as all shapes are static.
 """
 
@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.clustering import take_rows
 from models.layers import map_to_tokens, tokens_to_map
@@ -25,9 +24,12 @@ Grid = tuple[int, int]
 
 EPS = 1e-6  # added to every sum of weights, as the official code does
 NOISE_SCALE = 1e-6  # official code, `cluster_dpc_knn`
-MAX_LINKS = 1 << 20  # N·P up to which one dense matrix product beats gathering cells: 784² at 224 px, not 4096² at 512
+# N·P over M up to which one dense matrix product beats gathering and adding cells: at 224 px 196² of 3136 cells do, but
+# 784² of them take four times as long as their cells.
+LINKS_PER_CELL = 64
 SPLIT_FROM = 4096  # tokens from which no N² matrix is made
-MAX_PAIRS = 1 << 23  # pairs of tokens that are compared at once from there on
+MAX_ROWS = 512  # tokens that are compared with all others at once: what is made of their pairs stays in the cache
+MAX_PAIRS = 1 << 23  # pairs of tokens that are compared at once
 
 # Distances are asked for block of rows by block of rows: slice of the rows and their squares (B, rows, N).
 _Blocks = Callable[[], Iterator[tuple[slice, Tensor]]]
@@ -39,7 +41,7 @@ class DensityPeaks(NamedTuple):
     Attributes:
         clusters: (B, N) int64 in [0, C).
         centers: (B, C) int64, token in the middle of each cluster, highest score first; center c is in cluster c.
-        nearest: (B, N, K) distances to the nearest neighbours, the token itself included, rising.
+        nearest: (B, N, K) distances to the nearest neighbours, the token itself included, rising up to rounding.
         density: (B, N), in [0, 1] without noise.
         scores: (B, N), density times the distance to the next denser token.
     """
@@ -78,26 +80,30 @@ def dpc_knn(
     """
     with torch.no_grad(), _full_precision(x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x - x.mean(dim=1, keepdim=True)  # near the origin less is lost to rounding
         E = x.shape[2]
-        rows, columns = _distance_factors(x - x.mean(dim=1, keepdim=True))  # near the origin less is lost to rounding
+        rows, columns = _distance_factors(x)
         blocks = _square_distances(rows, columns)
         if is_neighbor is not None:
             blocks = _hide_columns(blocks, is_neighbor, E)
 
         K = min(num_neighbors, x.shape[1])
-        found = [(square.topk(K, largest=False).values, square.amax(dim=(1, 2))) for _, square in blocks()]
-        nearest = torch.cat([values for values, _ in found], dim=1).clamp(min=0) / E  # (B, N, K), squared
-        farthest = torch.stack([values for _, values in found]).amax(dim=0)[:, None, None]
-        density = (-nearest.mean(dim=-1)).exp()
+        found = [(*_nearest(x, square, part, K, is_neighbor), square.amax(dim=(1, 2))) for part, square in blocks()]
+        nearest = torch.cat([square for square, _, _ in found], dim=1)  # (B, N, K), squared
+        index = torch.cat([index for _, index, _ in found], dim=1)
+        farthest = torch.stack([square for _, _, square in found]).amax(dim=0)[:, None, None]
+        crowding = -nearest.mean(dim=-1) / E  # orders as the density, which is rounded to 1 where tokens are alike
+        density = crowding.exp()
         if noise is not None:
-            density = density + noise * NOISE_SCALE
+            crowding = density = density + noise * NOISE_SCALE
         if is_real is not None:
-            density = density * is_real
+            crowding, density = crowding.masked_fill(~is_real, -torch.inf), density * is_real
 
-        separation = torch.cat([_to_denser(square, density, part, farthest) for part, square in blocks()], dim=1)
+        separation = torch.cat([_to_denser(square, crowding, part, farthest) for part, square in blocks()], dim=1)
+        separation = _to_denser_neighbor(nearest, index, crowding, separation)
         scores = (separation.clamp(min=0) / E).sqrt() * density
         centers = _highest(scores, num_clusters)
-        return DensityPeaks(_join(rows, columns, centers, is_neighbor), centers, nearest.sqrt(), density, scores)
+        return DensityPeaks(_join(rows, columns, centers, is_neighbor), centers, (nearest / E).sqrt(), density, scores)
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
@@ -116,11 +122,11 @@ def _distance_factors(x: Tensor) -> tuple[Tensor, Tensor]:
 def _square_distances(rows: Tensor, columns: Tensor) -> _Blocks:
     """Squared distances of all pairs; self-distances are rounding noise around 0, negative too."""
     N = rows.shape[1]
-    if N < SPLIT_FROM:
-        whole = rows @ columns.mT  # (B, N, N)
-        return lambda: iter([(slice(0, N), whole)])
-    step = max(MAX_PAIRS // N, 1)
+    step = max(min(MAX_PAIRS // N, MAX_ROWS), 1)
     parts = [slice(start, min(start + step, N)) for start in range(0, N, step)]
+    if N < SPLIT_FROM:
+        kept = [(part, rows[:, part] @ columns.mT) for part in parts]
+        return lambda: iter(kept)
     return lambda: ((part, rows[:, part] @ columns.mT) for part in parts)
 
 
@@ -131,10 +137,34 @@ def _hide_columns(blocks: _Blocks, is_neighbor: Tensor, dim: int) -> _Blocks:
     return lambda: ((part, torch.where(is_neighbor[:, None], square, hidden)) for part, square in blocks())
 
 
-def _to_denser(square: Tensor, density: Tensor, part: slice, farthest: Tensor) -> Tensor:
+def _nearest(
+    x: Tensor, square: Tensor, part: slice, num_neighbors: int, is_neighbor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Find the nearest tokens of each row: squared distances, from differences, and indices, (B, rows, K) both.
+
+    A product of matrices rounds by as much as two tokens of one colour are apart, and every library in its own way:
+    clusters made of such numbers would be others in the exported program.
+    """
+    found = square.topk(num_neighbors, largest=False)
+    others = take_tokens(x, found.indices.flatten(1)).unflatten(1, (-1, num_neighbors))  # (B, rows, K, E)
+    exact = (others - x[:, part, None]).square().sum(dim=-1)
+    if is_neighbor is not None:
+        is_seen = is_neighbor.gather(1, found.indices.flatten(1)).unflatten(1, (-1, num_neighbors))
+        exact = torch.where(is_seen, exact, found.values)
+    return exact, found.indices
+
+
+def _to_denser(square: Tensor, crowding: Tensor, part: slice, farthest: Tensor) -> Tensor:
     """Squared distance of each row to the nearest token of strictly higher density, the farthest where none is."""
-    is_denser = density[:, None] > density[:, part, None]  # (B, rows, N)
+    is_denser = crowding[:, None] > crowding[:, part, None]  # (B, rows, N)
     return torch.where(is_denser, square, farthest).amin(dim=-1)
+
+
+def _to_denser_neighbor(nearest: Tensor, index: Tensor, crowding: Tensor, separation: Tensor) -> Tensor:
+    """Replace what is known from differences: where a neighbour is denser, no other denser token is nearer."""
+    is_denser = crowding.gather(1, index.flatten(1)).unflatten(1, index.shape[1:]) > crowding[..., None]  # (B, N, K)
+    exact = torch.where(is_denser, nearest, torch.inf).amin(dim=-1)
+    return torch.where(is_denser.any(dim=-1), exact, separation)
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
@@ -173,11 +203,30 @@ def weighted_means(x: Tensor, weights: Tensor, groups: Tensor, *, num_groups: in
         num_groups: G.
     Returns: means (B, G, E), zeros for an empty group, and sums of weights + EPS (B, G).
     """
-    B, _, E = x.shape
     weights = weights.to(torch.promote_types(x.dtype, torch.float32))  # half precision loses tokens in long sums
-    sums = weights.new_zeros(B, num_groups, E).scatter_add(1, groups[..., None].expand_as(x), x * weights[..., None])
-    totals = weights.new_zeros(B, num_groups).scatter_add(1, groups, weights) + EPS
-    return (sums / totals[..., None]).to(x.dtype), totals
+    sums = add_rows(x * weights[..., None], groups, num_groups=num_groups)
+    totals = add_rows(weights[..., None], groups, num_groups=num_groups) + EPS
+    return (sums / totals).to(x.dtype), totals.squeeze(-1)
+
+
+def means(x: Tensor, groups: Tensor, *, num_groups: int) -> Tensor:
+    """Average tokens group by group, all with the same weight: as `weighted_means`, (B, G, E)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    counts = add_rows(torch.ones_like(wide[..., :1]), groups, num_groups=num_groups)
+    return (add_rows(wide, groups, num_groups=num_groups) / (counts + EPS)).to(x.dtype)
+
+
+def add_rows(x: Tensor, groups: Tensor, *, num_groups: int) -> Tensor:
+    """Add up tokens group by group: x (B, M, E), groups (B, M) int64 in [0, G) → (B, G, E)."""
+    B, _, E = x.shape
+    firsts = torch.arange(B, device=x.device)[:, None] * num_groups
+    rows, flat = (groups + firsts).flatten(), x.flatten(0, 1)
+    sums = flat.new_zeros(B * num_groups, E)
+    if torch.compiler.is_exporting():
+        sums = sums.index_put((rows,), flat, accumulate=True)  # ScatterND; ONNX's scatter_add takes number by number
+    else:
+        sums = sums.scatter_add(0, rows[:, None].expand_as(flat), flat)  # torch's index_put is slower
+    return sums.unflatten(0, (B, num_groups))
 
 
 def merge_tokens(
@@ -262,7 +311,7 @@ def link_tokens(
     if grid[0] > cell_grid[0] or grid[1] > cell_grid[1]:
         raise ValueError(f"a map of {grid} cells is finer than the {cell_grid} cells that tokens are made of")
     P = grid[0] * grid[1]
-    if token_of_cell is None or num_tokens * P > MAX_LINKS:
+    if token_of_cell is None or num_tokens * P > LINKS_PER_CELL * token_of_cell.shape[1]:
         return Links(token_of_cell, num_tokens, cell_grid, grid, None, None)
     place = grid_index(cell_grid, grid, device=token_of_cell.device)
     pairs = token_of_cell * P + place  # (B, M), distinct for each pair of token and map cell
@@ -284,7 +333,10 @@ def token2map(x: Tensor, links: Links) -> Tensor:
     if links.to_map is not None:
         return (x.mT @ links.to_map.to(x.dtype)).unflatten(2, links.grid)
     cells = x if links.token_of_cell is None else take_tokens(x, links.token_of_cell)
-    return _shrink(tokens_to_map(cells, links.cell_grid), links.grid)
+    if links.grid != links.cell_grid:
+        place = grid_index(links.cell_grid, links.grid, device=x.device).expand(x.shape[0], -1)
+        cells = means(cells, place, num_groups=links.grid[0] * links.grid[1])
+    return tokens_to_map(cells, links.grid)
 
 
 def map2token(fmap: Tensor, links: Links) -> Tensor:
@@ -298,11 +350,10 @@ def map2token(fmap: Tensor, links: Links) -> Tensor:
     """
     if links.to_tokens is not None:
         return links.to_tokens.to(fmap.dtype) @ map_to_tokens(fmap)
-    cells = map_to_tokens(_spread(fmap, links.cell_grid))
-    if links.token_of_cell is None:
-        return cells
-    ones = torch.ones_like(links.token_of_cell, dtype=cells.dtype)
-    return weighted_means(cells, ones, links.token_of_cell, num_groups=links.num_tokens)[0]
+    cells = map_to_tokens(fmap)
+    if links.grid != links.cell_grid:
+        cells = cells.index_select(1, grid_index(links.cell_grid, links.grid, device=fmap.device))
+    return cells if links.token_of_cell is None else means(cells, links.token_of_cell, num_groups=links.num_tokens)
 
 
 def grid_index(cell_grid: Grid, grid: Grid, *, device: torch.device | None = None) -> Tensor:
@@ -319,27 +370,3 @@ def _block_index(num_cells: int, num_blocks: int, device: torch.device | None) -
     # In float32, not in whole numbers: of 122 cells in 16 blocks, cell 61 stands at 7.9999995 instead of 8.
     places = torch.arange(num_cells, device=device, dtype=torch.float32) * (num_blocks / num_cells)
     return places.long()
-
-
-def _shrink(fmap: Tensor, grid: Grid) -> Tensor:
-    """Mean of the cells in each cell of a coarser grid: (B, E, Yc, Xc) → (B, E, Y, X)."""
-    cell_grid = (fmap.shape[2], fmap.shape[3])
-    if cell_grid == grid:
-        return fmap
-    if cell_grid[0] % grid[0] == 0 and cell_grid[1] % grid[1] == 0:
-        return F.avg_pool2d(fmap, (cell_grid[0] // grid[0], cell_grid[1] // grid[1]))
-    rows, columns = (
-        (torch.arange(blocks, device=fmap.device)[:, None] == _block_index(cells, blocks, fmap.device)).to(fmap.dtype)
-        for cells, blocks in zip(cell_grid, grid, strict=True)
-    )  # (Y, Yc) and (X, Xc), 1 where a row or column of cells belongs
-    counts = rows.sum(dim=1)[:, None] * columns.sum(dim=1)
-    return rows @ fmap @ columns.mT / (counts + EPS)
-
-
-def _spread(fmap: Tensor, cell_grid: Grid) -> Tensor:
-    """Repeat each cell of a coarser grid for its cells: (B, E, Y, X) → (B, E, Yc, Xc)."""
-    grid = (fmap.shape[2], fmap.shape[3])
-    if grid == cell_grid:
-        return fmap
-    rows, columns = (_block_index(cells, blocks, fmap.device) for cells, blocks in zip(cell_grid, grid, strict=True))
-    return fmap.index_select(2, rows).index_select(3, columns)

@@ -26,6 +26,7 @@ from service.sample import Arrays
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+NAME_PATTERN = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
 # What numpy raises for a file that is no npz, is damaged or holds pickled objects.
 _DAMAGE = (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -59,7 +60,7 @@ class Golden(_Part):
 
 
 class Origin(_Part):
-    """Where the weights come from, so that they can be made again."""
+    """Where weights that were trained here come from, so that they can be made again."""
 
     architecture: str = Field(description="Key of the model among the builders.")
     command: str = Field(description="Trains it.")
@@ -69,6 +70,24 @@ class Origin(_Part):
     recipe: str = Field(description="The recipe in words and numbers.")
     data: str = Field(description="Data set and splits.")
     data_license: str
+
+
+class Conversion(_Part):
+    """Where weights that others trained and published come from."""
+
+    architecture: str = Field(description="Key of the model among the builders.")
+    configuration: str = Field(description="What the publishers call it.")
+    command: str = Field(description="Converts the file.")
+    file: str = Field(description="The published checkpoint.")
+    sha256: str = Field(description="Of that file, hexadecimal.")
+    publisher: str = Field(description="Whose code it was made with, and the commit that its names were read from.")
+    data: str
+    data_license: str
+
+    @property
+    def recipe(self) -> str:
+        """How the weights were made, in words."""
+        return f"converted from {self.file} (SHA-256 {self.sha256}), which others trained"
 
 
 class Normalisation(_Part):
@@ -103,7 +122,7 @@ class Manifest(_Part):
     """Everything the service needs to know about a model."""
 
     format_version: Literal[1] = Field(description="Of the bundle's layout.")
-    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="family-version-size-data")
+    name: str = Field(pattern=NAME_PATTERN, description="family-version-size-data")
     version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
     task: str = Field(description="Which task it does; also the URL segment.")
     default: bool = Field(description="Whether it answers where a request names no model.")
@@ -112,7 +131,10 @@ class Manifest(_Part):
     description: str
     limits: str = Field(description="What the model must not be expected to do.")
     license: str = Field(description="Of the weights, with what their data require.")
-    origin: Origin
+    notice: str = Field(
+        default="", description="What the licence of the data wants to see wherever the bundle goes, word for word."
+    )
+    origin: Origin | Conversion
     normalisation: Normalisation
     spec: dict[str, Any] = Field(description="What the task wants to know: sizes, labels, limits of one input.")
     max_body_bytes: int = Field(ge=1)
@@ -129,7 +151,9 @@ class Manifest(_Part):
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     golden: Golden
     parity: Parity
-    quality: dict[str, dict[str, float]] = Field(description="Split → metric → value, measured with these weights.")
+    quality: dict[str, dict[str, float]] = Field(
+        description="Split → metric → value, measured with these weights; empty where nothing was measured."
+    )
     files: dict[str, str] = Field(description="Every other file → its sha256, hexadecimal.")
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,17 +27,21 @@ from service.tasks.task import AnyTask
 
 logger = logging.getLogger(__name__)
 
+_Finish = Callable[[Arrays, Sample, BaseModel], bytes]  # a sample and its outputs → the body of the answer
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What `predict` gives.
 
     Attributes:
-        body: the task's result as JSON.
+        body: the task's result as JSON, or drawn.
+        media_type: of the body.
         times: stage → seconds.
     """
 
     body: bytes
+    media_type: str
     times: dict[str, float]
 
 
@@ -73,7 +77,9 @@ class Endpoint:
         """What the bundle says about itself."""
         return self.bundle.manifest
 
-    async def predict(self, body: bytes, media_type: str, options: BaseModel, *, timeout_seconds: float) -> Answer:
+    async def predict(
+        self, body: bytes, media_type: str, options: BaseModel, *, timeout_seconds: float, as_picture: bool = False
+    ) -> Answer:
         """Answer one request.
 
         A cancelled call drops what is left of its work.
@@ -83,14 +89,19 @@ class Endpoint:
             media_type: as named by the client, or "" where it named none.
             options: the task's `Options`.
             timeout_seconds: after which nobody wants the answer.
+            as_picture: whether the answer is drawn, a PNG.
         Raises: ServiceError.
         """
         self.task.check_options(options, self.spec)
+        if as_picture:
+            self.task.check_drawing(options, self.spec)
         ticket = self._batcher.admit(timeout_seconds)
-        self._decode_pool.submit(self._decode, ticket, body, media_type, options)
-        return Answer(await ticket.future, ticket.times)
+        self._decode_pool.submit(
+            self._decode, ticket, body, media_type, options, self._draw if as_picture else self._answer
+        )
+        return Answer(await ticket.future, "image/png" if as_picture else "application/json", ticket.times)
 
-    def _decode(self, ticket: Ticket, body: bytes, media_type: str, options: BaseModel) -> None:
+    def _decode(self, ticket: Ticket, body: bytes, media_type: str, options: BaseModel, answer: _Finish) -> None:
         if not self._batcher.is_wanted(ticket):
             return
         start = time.monotonic()
@@ -101,7 +112,7 @@ class Endpoint:
             self.metrics.decode_seconds.observe(seconds)
 
             def finish(outputs: Arrays) -> bytes:
-                return self._answer(outputs, sample, options)
+                return answer(outputs, sample, options)
 
             self._batcher.put(ticket, sample, self.task.outputs(options, self.spec), finish)
         except ServiceError as error:
@@ -117,6 +128,9 @@ class Endpoint:
             outputs, sample, self.spec, options, model=self.manifest.name, version=self.manifest.version
         )
         return result.model_dump_json(exclude_none=True).encode()
+
+    def _draw(self, outputs: Arrays, sample: Sample, options: BaseModel) -> bytes:
+        return self.task.draw(outputs, sample, self.spec, options)
 
     def start(self, num_workers: int) -> None:
         """Start the workers, on the event loop that `predict` will be called on."""

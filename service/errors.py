@@ -7,6 +7,7 @@
     │   ├── UnknownModel                   404     unknown_model
     │   ├── UnknownPath                    404     unknown_path
     │   ├── MethodNotAllowed               405     method_not_allowed
+    │   ├── NotAcceptable                  406     not_acceptable
     │   ├── RequestTimeout                 408     request_timeout
     │   ├── BodyTooLarge                   413     body_too_large
     │   ├── UnsupportedMediaType           415     unsupported_media_type
@@ -70,6 +71,14 @@ class MethodNotAllowed(ServiceError):
     status = 405
     code = "method_not_allowed"
     title = "Method not allowed"
+
+
+class NotAcceptable(ServiceError):
+    """The client wants a picture where there is nothing to draw."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "Not acceptable"
 
 
 class RequestTimeout(ServiceError):

@@ -20,9 +20,9 @@ from training.handover import read_start
 from training.recipes import RECIPES
 from training.speech_recognition import SpeechRecognition, WordModel
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-BONUSES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-BEAM_WIDTHS = (8, 16)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+BONUSES = (0.0, 1.0, 2.0, 3.0)
+BEAM_WIDTHS = (8,)
 NUM_SHOWN = 12
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from service.bundle import MANIFEST, Origin, open_bundle
+from service.bundle import MANIFEST, Conversion, Origin, open_bundle
 from training.recipe import Recipe
 
 RUN = "run.json"
@@ -36,7 +36,7 @@ class Start:
     folder: Path
     name: str
     version: str
-    origin: Origin
+    origin: Origin | Conversion
 
     @property
     def weights(self) -> Path:
@@ -84,9 +84,10 @@ def describe_run(
     if start is not None:
         command += f" --from {start.folder}"
         sha256 = hashlib.sha256(start.weights.read_bytes()).hexdigest()
+        made = f"made in {start.origin.minutes:.0f} minutes by" if isinstance(start.origin, Origin) else "made by"
         numbers += (
-            f". Started from {start.name} {start.version} (weights with SHA-256 {sha256}), made in "
-            f"{start.origin.minutes:.0f} minutes by `{start.origin.command}`: {start.origin.recipe}"
+            f". Started from {start.name} {start.version} (weights with SHA-256 {sha256}), {made} "
+            f"`{start.origin.command}`: {start.origin.recipe}"
         )
     return {
         "name": recipe.name,
@@ -97,6 +98,7 @@ def describe_run(
         "description": facts.description,
         "limits": facts.limits,
         "license": facts.license,
+        "notice": facts.notice,
         "origin": {
             "architecture": recipe.model,
             "command": command,
@@ -119,8 +121,9 @@ def _summarise(recipe: Recipe) -> str:
     told_elsewhere = {"name", "model", "facts", "seed", "problem", "optimizer"}
     numbers = {name: value for name, value in vars(recipe).items() if name not in told_elsewhere}
     numbers |= asdict(recipe.optimizer)
-    of_the_data = {"labels", "train_file", "valid_file", "test_file", "picture", "audio", "mean", "std"}
-    numbers |= {name: value for name, value in vars(recipe.problem).items() if name not in of_the_data}
+    of_the_data = {"labels", "train_file", "valid_file", "valid_takes", "test_file", "picture", "audio", "mean", "std"}
+    of_the_answer = {"word_model"}
+    numbers |= {name: value for name, value in vars(recipe.problem).items() if name not in of_the_data | of_the_answer}
     return ", ".join(f"{name}={value}" for name, value in numbers.items())
 
 
@@ -132,4 +135,5 @@ def _name_hardware(device: torch.device) -> str:
     except OSError:
         found = None
     name = found[1] if found else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores of {name}"
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{num_cores} core{'s' if num_cores > 1 else ''} of {name}"

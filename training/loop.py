@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -46,10 +47,19 @@ class Run:
         examples: what the recipe's problem loaded.
         device: where to train.
         start_weights: safetensors to begin from instead of fresh weights.
+        model: to train instead of the one that the recipe names.
     Raises: ValueError if there are too few examples for one batch.
     """
 
-    def __init__(self, recipe: Recipe, examples: Any, *, device: torch.device, start_weights: Path | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Any,
+        *,
+        device: torch.device,
+        start_weights: Path | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         self.recipe, self.examples, self.device = recipe, examples, device
         self.steps_per_epoch = len(examples) // recipe.batch_size
         if not self.steps_per_epoch:
@@ -58,7 +68,7 @@ class Run:
         self.step = 0
         self.rng = Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = BUILDERS[recipe.model](num_classes=len(recipe.problem.labels))
+        self.model: nn.Module = model or BUILDERS[recipe.model](num_classes=len(recipe.problem.labels))
         if start_weights is not None:
             # A model that clusters may start from one that does not: its hash planes are then its own.
             load_official(self.model, load_file(start_weights), SAME_NAMES, kept=HASH_PLANES)
@@ -74,7 +84,9 @@ class Run:
         recipe = self.recipe
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=recipe.has_bf16):
             progress = self.step / self.num_steps
-            loss = recipe.problem.loss(self.model, self.examples, self._rows(), progress=progress, rng=self.rng)
+            loss = recipe.problem.loss(
+                self.model, self.examples, self._rows(self.step), progress=progress, rng=self.rng
+            )
         loss.backward()
         if recipe.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
@@ -82,6 +94,30 @@ class Run:
         self.average.update_parameters(self.model)
         self.step += 1
         return loss.detach()
+
+    def finish(self) -> nn.Module:
+        """Take the averaged weights out, in evaluation mode.
+
+        Batch norms keep statistics of the weights that they were trained with, so those of the average are collected in
+        one more pass over the examples, as the last steps show them.
+        """
+        model: nn.Module = self.average.module.eval()
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        if not norms:
+            return model
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        progress = (self.num_steps - 1) / self.num_steps
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.has_bf16):
+            for step in range(self.steps_per_epoch):
+                rows = self._rows(self.num_steps + step)
+                self.recipe.problem.loss(model, self.examples, rows, progress=progress, rng=self.rng)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return model.eval()
 
     def save(self, path: Path, *, seconds: float) -> None:
         """Write a checkpoint; an interrupted write leaves the earlier one whole."""
@@ -120,9 +156,9 @@ class Run:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         return float(state.get("seconds", 0.0))
 
-    def _rows(self) -> Tensor:
-        """Choose the step's batch: every epoch has an order of its own, which depends on the seed alone."""
-        epoch, position = divmod(self.step, self.steps_per_epoch)
+    def _rows(self, step: int) -> Tensor:
+        """Choose a step's batch: every epoch has an order of its own, which depends on the seed alone."""
+        epoch, position = divmod(step, self.steps_per_epoch)
         order_rng = Generator().manual_seed(self.recipe.seed * 100_003 + epoch)
         size = self.recipe.batch_size
         return torch.randperm(len(self.examples), generator=order_rng)[position * size : (position + 1) * size]
@@ -163,7 +199,7 @@ def train(
             if is_save_due:
                 run.save(checkpoint, seconds=time.monotonic() - start)
                 saved = time.monotonic()
-    return Trained(run.average.module.eval(), time.monotonic() - start)
+    return Trained(run.finish(), time.monotonic() - start)
 
 
 def log(work: Path, fields: dict[str, Any]) -> None:

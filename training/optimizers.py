@@ -15,7 +15,8 @@ class OptimizerConfig:
     """Learning rates at their peak and decays; the names follow `torch.optim`.
 
     Attributes:
-        muon_lr: for matrices; the update is scaled by 0.2·sqrt(larger side).
+        muon_lr: for matrices; the update is scaled by 0.2·sqrt(larger side). 0 leaves matrices to AdamW too, as Muon's
+            cost grows with the smaller side of a matrix and is out of reach for very large ones.
         adamw_lr: for vectors, depthwise convolutions, the classifier head.
         warmup_share: share of the steps over which the rates rise from 0; then they fall linearly to 0.
     """
@@ -43,13 +44,13 @@ class MuonAdamW:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, *, num_steps: int, head: str = "head.") -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._kernels = [p for name, p in named if _is_matrix(p) and not name.startswith(head)]
+        self._kernels = [p for name, p in named if config.muon_lr and _is_matrix(p) and not name.startswith(head)]
         chosen = {id(p) for p in self._kernels}
         rest = [p for _, p in named if id(p) not in chosen]
         self._matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self._kernels]
         self._config, self._num_steps = config, num_steps
         self.muon = torch.optim.Muon(
-            self._matrices,
+            [{"params": self._matrices}],  # a group may be empty, a list of parameters may not
             lr=config.muon_lr,
             momentum=config.muon_momentum,
             weight_decay=config.muon_weight_decay,

@@ -72,6 +72,7 @@ class Facts:
         data_license: as its authors state it.
         max_body_bytes: of one request.
         max_batch: upper bound; the service may find a smaller one to be as good.
+        notice: what the licence of the data wants to see wherever the weights go, word for word.
     """
 
     version: str
@@ -83,6 +84,7 @@ class Facts:
     data_license: str
     max_body_bytes: int
     max_batch: int
+    notice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

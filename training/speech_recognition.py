@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import soxr
 import torch
@@ -74,6 +75,8 @@ class SpeechRecognition:
         labels: characters, the blank "" first.
         train_file, test_file: parquet with columns audio, text, relative to the data folder.
         valid_file: the same, for choices.
+        valid_takes: where that is the training file too: which numbers in its column `index` are for choices; the
+            other rows are for training.
         audio: which recordings the service takes.
         log_mel: the features.
         mean, std: of all features, for the normalisation.
@@ -93,6 +96,7 @@ class SpeechRecognition:
     mean: float
     std: float
     subsampling: int
+    valid_takes: tuple[int, ...] = ()
     word_model: WordModel | None = None
     speeds: tuple[float, ...] = (1.0,)
     join_sizes: tuple[int, ...] = (1,)
@@ -116,7 +120,7 @@ class SpeechRecognition:
             subsampling=self.subsampling,
             beam_width=words.beam_width if words else 1,
             language_model=build_language_model(
-                pq.read_table(data / self.train_file, columns=["text"])["text"].to_pylist(),
+                self._read_columns(data, "train", ["text"])["text"].to_pylist(),
                 weight=words.weight,
                 word_bonus=words.word_bonus,
                 is_closed=words.is_closed,
@@ -138,12 +142,11 @@ class SpeechRecognition:
             speeds: at which each utterance is wanted; pitch changes with it, as on a tape.
         Raises: ValueError naming a character that is no label.
         """
-        file = {"train": self.train_file, "valid": self.valid_file, "test_dev": self.test_file}[split]
-        table = pq.read_table(data / file, columns=["audio", "text"])
+        table = self._read_columns(data, split, ["audio", "text"])
         index = {label: number for number, label in enumerate(self.labels)}
         texts: list[str] = table["text"].to_pylist()
         if strange := {*"".join(texts)} - index.keys():
-            raise ValueError(f"{file} has {sorted(strange)}, which the labels do not have")
+            raise ValueError(f"{split} has {sorted(strange)}, which the labels do not have")
         features, seconds = [], []
         rate = self.audio.sample_rate_hz
         for row in table["audio"]:
@@ -153,6 +156,12 @@ class SpeechRecognition:
             seconds.append(len(samples) / rate)
         targets = [torch.tensor([index[character] for character in text]) for text in texts]
         return Utterances(features, targets, texts, seconds)
+
+    def _read_columns(self, data: Path, split: str, columns: list[str]) -> pa.Table:
+        file = {"train": self.train_file, "valid": self.valid_file, "test_dev": self.test_file}[split]
+        rule = {"train": "not in", "valid": "in"}.get(split) if self.valid_takes else None
+        filters = [("index", rule, self.valid_takes)] if rule else None
+        return pq.read_table(data / file, columns=columns, filters=filters)
 
     def normalise(self, features: Tensor) -> Tensor:
         """Bring features to the model's scale."""

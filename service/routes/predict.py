@@ -13,6 +13,7 @@ from service.catalog import Catalog
 from service.endpoint import Answer, Endpoint
 from service.errors import DeadlineExceeded, InternalError, InvalidInput, ServiceError
 from service.logs import ACCESS, log_request
+from service.routes.accept import PICTURE, prefers_picture
 from service.routes.body import FIELD, read_file
 from service.routes.problems import MEDIA_TYPE, Problem, find_request_id, problem_response
 from service.settings import Settings
@@ -48,7 +49,7 @@ def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
                 summary=(task.__doc__ or "").strip(),
                 tags=[task.name],
                 response_model=None,
-                responses={200: {"model": task.Result, "description": "The answer."}, **_PROBLEM_RESPONSES},
+                responses=_describe_responses(task),
                 openapi_extra=_describe(task, parameters),
             )
     return router
@@ -66,7 +67,7 @@ def _make_handler(task: AnyTask, catalog: Catalog, settings: Settings) -> Handle
             answer = await _predict(request, task, endpoint, settings, start)
             response = Response(
                 answer.body,
-                media_type="application/json",
+                media_type=answer.media_type,
                 headers={"X-Request-Id": request_id, "Server-Timing": _server_timing(answer)},
             )
             outcome = "ok"
@@ -98,7 +99,9 @@ async def _predict(request: Request, task: AnyTask, endpoint: Endpoint, settings
         raise DeadlineExceeded(
             f"the body took longer than the {timeout:g} s that this request allows; allow more with {TIMEOUT_HEADER}"
         )
-    return await _while_connected(request, endpoint.predict(body, media_type, options, timeout_seconds=remaining))
+    as_picture = prefers_picture(",".join(request.headers.getlist("accept")))
+    work = endpoint.predict(body, media_type, options, timeout_seconds=remaining, as_picture=as_picture)
+    return await _while_connected(request, work)
 
 
 async def _while_connected(request: Request, work: Awaitable[Answer]) -> Answer:
@@ -193,6 +196,7 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The input or an option cannot be used.",
         404: "No such model.",
+        406: "A picture is wanted, and there is nothing to draw.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",
         415: "The body is of a type that this task does not read.",
@@ -201,6 +205,15 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         504: "The deadline passed.",
     }.items()
 }
+
+
+def _describe_responses(task: AnyTask) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers; pictures only where the task draws."""
+    answer: dict[str, Any] = {"model": task.Result, "description": "The answer."}
+    if not task.drawing:
+        return {200: answer} | {status: one for status, one in _PROBLEM_RESPONSES.items() if status != 406}
+    schema = {"type": "string", "format": "binary", "description": task.drawing}
+    return {200: answer | {"content": {PICTURE: {"schema": schema}}}} | _PROBLEM_RESPONSES
 
 
 def _describe(task: AnyTask, parameters: list[dict[str, Any]]) -> dict[str, Any]:

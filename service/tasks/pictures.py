@@ -1,37 +1,16 @@
-"""Pictures: the bytes of a file → uint8 pixels of the size that a program takes.
+"""Pictures: the bytes of a file → uint8 pixels of the size that a program takes, the middle of the picture.
 
-Reads JPEG, PNG, WebP, BMP and GIF (first frame) in every mode these formats have. Transparency is put on white, EXIF
-orientation is honoured, 16 bits become 8. Colour profiles are not applied, and the pixels are not normalised.
-
-Pillow decodes. Its format classes are called directly: `Image.open` would import every format, look for further
-pictures in a JPEG, and warn, through process-wide state, of sizes that are limited here.
+Pixels are not normalised: the program does it. What files are read, and how, is told in `picture_files.py`.
 """
 
-import io
-import re
-import struct
-from collections.abc import Callable
 from typing import Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.errors import InvalidInput
+from service.tasks.picture_files import PILLOW_MAX_PIXELS, Pixels, read_picture, turn_upright
 
-PICTURE_MEDIA_TYPES = frozenset(
-    f"image/{name}" for name in ("jpeg", "jpg", "png", "webp", "bmp", "x-bmp", "x-ms-bmp", "gif")
-)
-
-_PILLOW_MAX_PIXELS = 89_478_485  # beyond it Pillow itself warns or refuses (Image.MAX_IMAGE_PIXELS)
-
-Pixels = npt.NDArray[np.uint8]
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class PictureSpec(BaseModel):
@@ -51,7 +30,7 @@ class PictureSpec(BaseModel):
     )
     max_pixels: int = Field(
         ge=1,
-        le=_PILLOW_MAX_PIXELS,
+        le=PILLOW_MAX_PIXELS,
         description="Most pixels of a picture that is still decoded.",
     )
 
@@ -63,56 +42,6 @@ class PictureSpec(BaseModel):
                 f"height={self.height} and width={self.width}"
             )
         return self
-
-
-class _Jpeg(JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Do nothing: the resolution is of no use here, and reading it warns of damaged EXIF data."""
-
-
-# Name → what a file starts with, what reads it.
-_FORMATS: dict[str, tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]]] = {
-    "JPEG": (rb"\xff\xd8\xff", _Jpeg),
-    "PNG": (rb"\x89PNG\r\n\x1a\n", PngImageFile),
-    "WebP": (rb"(?s)RIFF....WEBP", WebPImageFile),
-    "BMP": (rb"BM", BmpImageFile),
-    "GIF": (rb"GIF8[79]a", GifImageFile),
-}
-
-# What Pillow raises for damaged files: its readers index, unpack and convert whatever the file says.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    ArithmeticError,
-    struct.error,
-    UserWarning,  # of a damaged APNG, in a process that turns warnings into errors
-)
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-# Metadata whose copies Pillow joins or unpacks one by one: 4 MB of them took 5 s and more.
-_METADATA = {"JPEG": b"Exif\0\0", "PNG": b"iCCP"}
-_MAX_METADATA = 16
-_MAX_PASSES = 50  # times `max_pixels`; a progressive JPEG usually has 10 scans
-_MAX_RLE_PIXELS = 1_000_000  # at 0.1 µs a pixel
-_MAX_SIDE_PIXELS = 65_535  # what JPEG and GIF can store; rows cost memory however short they are
-
-# EXIF orientation (Exif 3.0, tag 0x0112) → what makes the picture upright.
-_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
-    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
-}
 
 
 def decode_picture(body: bytes, spec: PictureSpec) -> Pixels:
@@ -127,122 +56,11 @@ def decode_picture(body: bytes, spec: PictureSpec) -> Pixels:
         the source, and a JPEG that is at least twice too large is decoded at 1/2, 1/4 or 1/8 of its size, never below
         `resize_shorter_side` (half the time or less; on photos about 40 dB to the result of the full decode).
     """
-    picture, frame, orientation = _read(body, spec)
-    height, width = (spec.width, spec.height) if orientation >= 5 else (spec.height, spec.width)  # 5 to 8 swap sides
-    picture = _resize_middle(picture, frame, height=height, width=width, spec=spec)
-    return np.ascontiguousarray(_UPRIGHT[orientation](_to_pixels(picture)))
-
-
-def _read(body: bytes, spec: PictureSpec) -> tuple[Image.Image, tuple[float, float], int]:
-    """Decode the file.
-
-    Returns:
-        The picture in mode L, RGB or RGBa (multiplied by its opacity), not turned upright and perhaps scaled down.
-        The part of it (width, height) that shows the picture: a scaled-down one may end within its last pixel.
-        Its EXIF orientation.
-    """
-    name, open_file = _find_format(body)
-    try:
-        picture = open_file(io.BytesIO(body))
-        _check_limits(picture, body, spec)
-        scaled = picture.draft(None, (spec.resize_shorter_side, spec.resize_shorter_side))
-        frame = picture.size if scaled is None else scaled[1][2:]
-        picture.load()
-        return _flatten(picture), frame, _orientation(picture.info.get("exif"))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInput(
-            f"the picture has more than {_PILLOW_MAX_PIXELS} pixels; "
-            f"this model takes at most {spec.max_pixels}; scale it down"
-        ) from error
-    except _DAMAGE as error:
-        raise InvalidInput(
-            f"the body starts as a {name} file but is damaged, cut off or of a rare kind; "
-            "a complete picture was expected; send it again, or save it anew as JPEG or PNG"
-        ) from error
-
-
-def _find_format(body: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFile]]:
-    if not body:
-        raise InvalidInput(
-            "the body is empty; a JPEG, PNG, WebP, BMP or GIF picture was expected; send the file as the body"
-        )
-    for name, (start, open_file) in _FORMATS.items():
-        if re.match(start, body):
-            if name in _METADATA and body.count(_METADATA[name]) > _MAX_METADATA:
-                raise InvalidInput(
-                    f"the {name} file repeats its metadata more than {_MAX_METADATA} times; "
-                    "it should have them once; save the picture without metadata"
-                )
-            return name, open_file
-    raise InvalidInput(
-        "the body does not start as a picture does; a JPEG, PNG, WebP, BMP or GIF picture was expected; "
-        "send the file itself, neither encoded nor wrapped"
-    )
-
-
-def _check_limits(picture: ImageFile.ImageFile, body: bytes, spec: PictureSpec) -> None:
-    """Refuse what would take too much memory or time, from the header alone."""
-    width, height = picture.size
-    num_pixels = width * height
-    if num_pixels > spec.max_pixels:
-        raise InvalidInput(
-            f"the picture has {width} x {height} = {num_pixels} pixels; "
-            f"this model takes at most {spec.max_pixels}; scale it down"
-        )
-    if max(width, height) > _MAX_SIDE_PIXELS:
-        raise InvalidInput(
-            f"the picture has {width} x {height} pixels; a side may have at most {_MAX_SIDE_PIXELS}; cut it into parts"
-        )
-    # Each scan of a JPEG passes over all its pixels, however few bytes it has.
-    num_passes = body.count(b"\xff\xda") if picture.format == "JPEG" else 1
-    is_unrolled_in_python = any(tile.codec_name == "bmp_rle" for tile in picture.tile)
-    if num_pixels * num_passes > _MAX_PASSES * spec.max_pixels or (
-        is_unrolled_in_python and num_pixels > _MAX_RLE_PIXELS
-    ):
-        raise InvalidInput(
-            f"the {picture.format} file would take far longer to decode than others of its {width} x {height} pixels; "
-            "an ordinary file was expected; save it anew as baseline JPEG or PNG"
-        )
-
-
-def _orientation(exif: object) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 is upright, and stands for absent and damaged data.
-
-    Pillow's reader is not used: it parses every tag, warns of damage, and decodes a PNG to look for it.
-    """
-    if not isinstance(exif, bytes):
-        return 1
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = ">" if tiff.startswith(b"MM") else "<"
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (num_entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(num_entries):
-            tag, _kind, _count, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:  # Exif 3.0, 4.6.5.1: Orientation, a SHORT
-                return value if value in _UPRIGHT else 1
-    except struct.error:
-        return 1
-    return 1
-
-
-def _flatten(picture: Image.Image) -> Image.Image:
-    """Bring a picture into a mode whose pixels may be averaged: L, RGB, or RGBa if it is transparent."""
-    if picture.mode == "I;16":
-        return _from_16_bits(picture)
-    if picture.has_transparency_data:
-        return picture.convert("RGBA").convert("RGBa")
-    if picture.mode in ("L", "RGB"):
-        return picture
-    return picture.convert("L" if picture.mode == "1" else "RGB")
-
-
-def _from_16_bits(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).astype(np.uint32)
-    pixels = ((values * 255 + 32895) >> 16).astype(np.uint8)  # values / 257, rounded to nearest: libpng 1.6, pngrtran.c
-    if "transparency" in picture.info:
-        pixels[values == picture.info["transparency"]] = 255
-    return Image.fromarray(pixels)
+    shorter_side = spec.resize_shorter_side
+    raw = read_picture(body, max_pixels=spec.max_pixels, choose_size=lambda *_: (shorter_side, shorter_side))
+    height, width = (spec.width, spec.height) if raw.is_sideways else (spec.height, spec.width)
+    middle = _resize_middle(raw.image, raw.frame, height=height, width=width, spec=spec)
+    return turn_upright(middle, raw.orientation)
 
 
 def _resize_middle(
@@ -261,12 +79,3 @@ def _resize_middle(
         return picture.crop((int(left), int(top), int(left) + width, int(top) + height))
     box = (left, top, min(left + crop_x, picture.width), min(top + crop_y, picture.height))
     return picture.resize((width, height), _FILTERS[spec.interpolation], box=box)
-
-
-def _to_pixels(picture: Image.Image) -> Pixels:
-    """Make (Y, X, 3) of mode L, RGB or RGBa, the last put on white."""
-    if picture.mode == "RGBa":
-        pixels = np.asarray(picture).astype(np.uint16)
-        on_white: Pixels = (pixels[..., :3] + (255 - pixels[..., 3:])).clip(max=255).astype(np.uint8)
-        return on_white  # clipped as a bicubic filter overshoots
-    return np.asarray(picture.convert("RGB"))

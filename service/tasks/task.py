@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, Field
 
+from service.errors import NotAcceptable
 from service.sample import Arrays, Sample
 
 
@@ -31,6 +32,7 @@ class Task(Protocol[SpecT, OptionsT, ResultT]):
         Spec: what a manifest must say for this task.
         Options: what one request may ask for.
         Result: what one response contains.
+        drawing: what `draw` shows, in a sentence; "" for a task that draws nothing and inherits both methods for it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Task(Protocol[SpecT, OptionsT, ResultT]):
     Spec: type[SpecT]
     Options: type[OptionsT]
     Result: type[ResultT]
+    drawing: str = ""
 
     def check_options(self, options: OptionsT, spec: SpecT) -> None:
         """Check of the options what only the spec can tell; runs before any work on the body.
@@ -45,8 +48,15 @@ class Task(Protocol[SpecT, OptionsT, ResultT]):
         Raises: InvalidInput.
         """
 
+    def check_drawing(self, options: OptionsT, spec: SpecT) -> None:  # noqa: ARG002
+        """Refuse to draw where these options give nothing to draw; runs after `check_options`, before any work.
+
+        Raises: NotAcceptable.
+        """
+        raise _draws_nothing(self.name)
+
     def outputs(self, options: OptionsT, spec: SpecT) -> tuple[str, ...]:
-        """Name the program's outputs that `postprocess` needs for these options."""
+        """Name the program's outputs that `postprocess` and `draw` need for these options."""
 
     def decode(self, body: bytes, media_type: str, spec: SpecT) -> Sample:
         """Turn a body into the program's inputs.
@@ -67,6 +77,21 @@ class Task(Protocol[SpecT, OptionsT, ResultT]):
             model, version: what the answer says about its origin.
         Raises: ModelFailed if the outputs mean nothing.
         """
+
+    def draw(self, outputs: Arrays, sample: Sample, spec: SpecT, options: OptionsT) -> bytes:  # noqa: ARG002
+        """Draw one sample's outputs as a PNG made to be looked at, in the place of `postprocess`.
+
+        Args:
+            outputs, sample, spec, options: as in `postprocess`; `check_drawing` took the options.
+        Raises: ModelFailed if the outputs mean nothing.
+        """
+        raise _draws_nothing(self.name)
+
+
+def _draws_nothing(task: str) -> NotAcceptable:
+    return NotAcceptable(
+        f"a picture is asked for; {task} answers with JSON only; accept application/json or leave Accept out"
+    )
 
 
 # A task whatever its classes are, as the registry and the endpoints hold it.

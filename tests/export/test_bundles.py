@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from export import bundles
-from export.bundles import CARD, GOLDEN, PROGRAM, write_bundle
+from export.bundles import CARD, GOLDEN, PROGRAM, save_weights, write_bundle
 from export.model_card import render_model_card
 from export.plan import Plan
 from export.source import WEIGHTS, Source, read_source
@@ -30,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _quick_export(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the program of the session's bundle for the result of the slow step."""
 
-    def copy(plan: Plan, path: Path) -> None:
+    def copy(plan: Plan, path: Path, *, weights: Path) -> None:
         shutil.copy(bundle_folder / PROGRAM, path)
 
     monkeypatch.setattr(bundles, "export_onnx", copy)
@@ -43,8 +44,9 @@ def test_a_bundle_holds_all_its_parts(bundle_folder: Path) -> None:
     assert [(t.name, t.shape) for t in manifest.outputs] == [
         ("logits", ("batch", 5)),
         ("clusters_stage1", ("batch", 5, 64)),
+        ("evidence", ("batch", 5, 4, 4)),
     ]
-    assert set(manifest.parity.max_relative_error) == {"logits", "clusters_stage1"}
+    assert set(manifest.parity.max_relative_error) == {"logits", "clusters_stage1", "evidence"}
     assert (bundle_folder / CARD).read_text() == render_model_card(manifest)
 
 
@@ -146,6 +148,17 @@ def test_weights_that_float16_does_not_hold_are_not_rounded_silently(
         model.get_parameter("head.bias")[0] = value
     with pytest.raises(ValueError, match=r"head\.bias .* float16"):
         write_bundle(source, model, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_counters_are_stored_as_the_integers_that_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = nn.BatchNorm1d(2)
+    assert model.num_batches_tracked is not None
+    model.num_batches_tracked.fill_(100_003)  # beyond what float16 holds
+    save_weights(model, tmp_path / WEIGHTS, dtype=dtype)
+    stored = load_file(tmp_path / WEIGHTS)
+    assert stored["weight"].dtype == dtype
+    torch.testing.assert_close(stored["num_batches_tracked"], torch.tensor(100_003), atol=0, rtol=0)
 
 
 @pytest.mark.usefixtures("_quick_export")

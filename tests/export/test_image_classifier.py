@@ -1,61 +1,82 @@
-from copy import deepcopy
+from functools import partial
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.testing import assert_close
+import onnx
+import pytest
 
-from export.image_classifier import ImageClassifierProgram
-from service.bundle import Normalisation
-from tests.export.conftest import MEAN, SIDE, STD, make_model
+from export.image_classifier import plan_image_classifier
+from export.onnx_program import export_onnx
+from export.parity import measure_parity
+from models import token_merging
+from models.tcformer import TCFormerClassifier, TCFormerConfig
+from service.runtimes.onnx import open_onnx
+from tests.export.conftest import quiet_exporter
+from tests.export.tiny_pictures import CLASSIFIERS, LABELS, make_picture_model, make_picture_source
 
-NORMALISATION = Normalisation(mean=MEAN, std=STD)
-
-
-def make_images() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
-
-
-def normalise(images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
-    return ((images.permute(0, 3, 1, 2).double() / 255 - mean) / std).float()
+ONE_MERGE = TCFormerConfig(
+    dims=(8, 16), num_heads=(1, 2), depths=(1, 1), mlp_ratios=(2, 2), reduction_ratios=(2, 1), sample_ratios=(0.25,)
+)
+CELLS, TOKENS = 11 * 15, 42  # a quarter of them, rounded up
 
 
-def first_convolution(model: nn.Module) -> nn.Conv2d:
-    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+@pytest.mark.parametrize("name", ["teacher", pytest.param("tcformer", marks=pytest.mark.slow)])
+def test_the_program_equals_the_module_at_other_batch_sizes(name: str, tmp_path: Path) -> None:
+    plan = plan_image_classifier(make_picture_source("image-classification"), make_picture_model(CLASSIFIERS[name]))
+    with quiet_exporter():
+        export_onnx(plan, tmp_path / "model.onnx")
+    parity = measure_parity(plan, open_onnx(tmp_path / "model.onnx", device="cpu"))  # refuses above 1e-5
+    assert parity.batch_sizes == (1, 3, 8)
+    assert set(parity.share_of_rows_off.values()) <= {0.0}
 
 
-@torch.inference_mode()
-def test_raw_pixels_give_what_normalised_ones_gave() -> None:
-    model, images = make_model(), make_images()
-    logits, clusters = model(normalise(images))
-    found_logits, *found_clusters = make_program(model)(images)
-    # float32 against float32 in another order, through four blocks
-    assert_close(found_logits, logits, atol=1e-5 * logits.abs().max().item(), rtol=0)
-    for found, expected in zip(found_clusters, clusters, strict=True):
-        assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+def test_clusters_of_dynamic_tokens_are_the_token_of_each_cell_in_every_later_stage() -> None:
+    plan = plan_image_classifier(
+        make_picture_source("image-classification"), make_picture_model(CLASSIFIERS["tcformer"])
+    )
+    assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.outputs] == [
+        ("logits", "float32", ("batch", len(LABELS))),
+        ("clusters_stage2", "int32", ("batch", CELLS)),
+        ("clusters_stage3", "int32", ("batch", CELLS)),
+    ]
+    found = plan.run(plan.golden)
+    assert found["clusters_stage2"].dtype == "int32"
+    assert {len(set(picture)) for picture in found["clusters_stage2"].tolist()} == {TOKENS}
+    for finer, coarser in zip(found["clusters_stage2"].tolist(), found["clusters_stage3"].tolist(), strict=True):
+        assert len(set(zip(finer, coarser, strict=True))) == TOKENS, "a token goes into one token"
 
 
-@torch.inference_mode()
-def test_pixels_at_the_border_are_normalised_as_well() -> None:
-    model, images = make_model(), make_images()
-    expected = first_convolution(model)(normalise(images))
-    program = make_program(model)
-    found = first_convolution(program)(images.permute(0, 3, 1, 2).float() - program.mean)
-    assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)  # sums of 27 products in float32
-    border, interior = differences_where_the_mean_is_folded(model, images, expected)
-    assert interior < 1e-5 * expected.abs().max().item(), "folding the mean as well is exact inside"
-    assert border > 0.1 * expected.abs().max().item(), "and wrong where zeros are padded, which this test would see"
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_kind_of_classifier_is_planned(name: str) -> None:
+    plan = plan_image_classifier(make_picture_source("image-classification"), make_picture_model(CLASSIFIERS[name]))
+    assert plan.output_names[:1] == ("logits",)
+    assert {array.shape for array in plan.run(plan.golden).values()} == {(3, *out.shape[1:]) for out in plan.outputs}
 
 
-def differences_where_the_mean_is_folded(model: nn.Module, images: Tensor, expected: Tensor) -> tuple[float, float]:
-    naive = deepcopy(first_convolution(make_program(model)))
-    assert naive.bias is not None
-    shift = (naive.weight * make_program(model).mean).sum((1, 2, 3))
-    naive.bias = nn.Parameter(naive.bias - shift, requires_grad=False)
-    difference = (naive(images.permute(0, 3, 1, 2).float()) - expected).abs()
-    return difference[..., 0, :].max().item(), difference[..., 1:-1, 1:-1].max().item()
+def test_clusters_that_are_decided_may_differ_a_little_and_others_not() -> None:
+    source = make_picture_source("image-classification")
+    allowed = {name: plan_image_classifier(source, make_picture_model(build)) for name, build in CLASSIFIERS.items()}
+    assert {name: plan.max_share_off for name, plan in allowed.items()} == {
+        "teacher": 0.0,
+        "tcformer": 0.05,
+        "tcformer-v2-reconstruction": 0.05,
+    }
 
 
-def make_program(model: nn.Module) -> ImageClassifierProgram:
-    return ImageClassifierProgram(deepcopy(model), NORMALISATION).eval()
+def test_a_program_that_compares_block_by_block_and_gathers_equals_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_merging, "SPLIT_FROM", 100)
+    monkeypatch.setattr(token_merging, "MAX_PAIRS", 60 * CELLS)
+    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", 0)
+    model = make_picture_model(partial(TCFormerClassifier, ONE_MERGE))
+    plan = plan_image_classifier(make_picture_source("image-classification"), model)
+    with quiet_exporter():
+        export_onnx(plan, tmp_path / "model.onnx")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "model.onnx")).graph
+    shapes = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.value_info]
+    assert any(shape[1:] == (60, CELLS) for shape in shapes), "distances of a block of tokens"
+    assert not any(shape.count(CELLS) > 1 for shape in shapes), "no matrix of all pairs"
+    adding = {attribute.s for node in graph.node if node.op_type == "ScatterND" for attribute in node.attribute}
+    assert adding == {b"add"}, "features are gathered and added row by row"
+    runtime = open_onnx(tmp_path / "model.onnx", device="cpu")
+    assert set(measure_parity(plan, runtime).share_of_rows_off.values()) <= {0.0}

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from export.model_card import render_model_card
-from service.bundle import Manifest, Parity
+from service.bundle import Conversion, Manifest, Parity
 from tests.service.tiny_bundle import GOLDEN, PROGRAM, make_facts
 
 
@@ -43,6 +43,15 @@ def test_the_card_tells_where_the_weights_come_from(field: str) -> None:
     assert "a fact that stands nowhere else" in render_model_card(make_manifest(origin=origin))
 
 
-@pytest.mark.parametrize("field", ["description", "limits", "license"])
+@pytest.mark.parametrize("field", ["description", "limits", "license", "notice"])
 def test_the_card_tells_what_the_manifest_tells(field: str) -> None:
     assert "told only here" in render_model_card(make_manifest(**{field: "told only here"}))
+
+
+def test_the_card_of_converted_weights_tells_their_file_and_claims_no_training_and_no_quality() -> None:
+    fields = {name: f"the {name} of it" for name in Conversion.model_fields}
+    card = render_model_card(make_manifest(origin=Conversion(**fields), quality={}))
+    for told in (*fields.values(), "converted, not trained here", "Not measured here."):
+        assert told in card, told
+    for untold in ("Seed", "Training", "Recipe", "| split |"):
+        assert untold not in card, untold

@@ -12,7 +12,7 @@ from export.onnx_program import MIN_HALVED, OPSET, _halve
 from export.pictures import cut_crops
 from export.plan import EXPORT_BATCH
 from export.planners import make_plan
-from export.source import read_source
+from export.source import WEIGHTS, read_source
 from service.bundle import open_bundle
 from service.runtimes.onnx import OPERATORS, open_onnx
 from service.tasks.image_classification import ImageClassificationSpec
@@ -28,7 +28,7 @@ def test_the_program_equals_the_module_at_batch_sizes_not_used_for_the_export(bu
     source, model = read_source(bundle_folder)
     plan = make_plan(source, model)
     images = cut_crops(ImageClassificationSpec.model_validate(source.spec), batch)
-    assert plan.output_names == ("logits", "clusters_stage1")
+    assert plan.output_names == ("logits", "clusters_stage1", "evidence")
     runtime = open_onnx(bundle_folder / PROGRAM, device="cpu")
     found = runtime.run({"image": images}, plan.output_names)
     for name, expected in plan.run({"image": images}).items():
@@ -38,11 +38,14 @@ def test_the_program_equals_the_module_at_batch_sizes_not_used_for_the_export(bu
 
 
 def test_a_program_needs_nothing_but_stock_onnx_runtime(bundle_folder: Path) -> None:
-    model = onnx.load(bundle_folder / PROGRAM)
+    model = onnx.load(bundle_folder / PROGRAM, load_external_data=False)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
-    assert all(not initializer.external_data for initializer in model.graph.initializer)
+    named = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    assert named == {WEIGHTS}, "beside itself a program reads the bundle's weights alone"
 
 
 @pytest.mark.parametrize("bundle", ["bundle_folder", "speech_bundle", "full_speech_bundle"])

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from export.bundles import PROGRAM
-from export.image_classifier import BATCH_SIZES
 from export.parity import MAX_RELATIVE_ERROR, measure_parity, row_errors
-from export.plan import EXPORT_BATCH, Plan
+from export.plan import BATCH_SIZES, EXPORT_BATCH, Plan
 from export.planners import make_plan
 from export.source import read_source
 from service.bundle import TensorSpec
@@ -55,7 +54,7 @@ def spoil_one(value: float, size: int) -> Callable[[Arrays], Arrays]:
 
 def test_parity_is_measured_for_every_output(plan: Plan, runtime: OnnxRuntime) -> None:
     parity = measure_parity(plan, runtime)
-    assert list(parity.max_relative_error) == ["logits", "clusters_stage1"]
+    assert list(parity.max_relative_error) == ["logits", "clusters_stage1", "evidence"]
     assert all(0 <= error <= MAX_RELATIVE_ERROR for error in parity.max_relative_error.values())
     assert parity.batch_sizes == BATCH_SIZES
     assert EXPORT_BATCH not in BATCH_SIZES
@@ -64,7 +63,7 @@ def test_parity_is_measured_for_every_output(plan: Plan, runtime: OnnxRuntime) -
 
 @torch.no_grad()
 def test_a_module_with_one_other_weight_is_refused(plan: Plan, runtime: OnnxRuntime) -> None:
-    plan.program.get_parameter("model.head.bias")[0] += 1e-2
+    plan.program.get_parameter("model.model.head.bias")[0] += 1e-2
     with pytest.raises(ValueError, match=r"program and module differ by .* in logits, in 100.00% of its rows"):
         measure_parity(plan, runtime)
 

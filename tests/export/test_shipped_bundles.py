@@ -16,6 +16,7 @@ from export.source import read_source
 from service.app import create_app
 from service.bundle import open_bundle
 from service.collate import pad
+from service.runtimes.native import find_native_library
 from service.runtimes.onnx import open_onnx
 from service.settings import Settings
 from service.tasks.image_classification import ImageClassificationSpec
@@ -72,7 +73,9 @@ async def test_a_recogniser_s_answer_over_http_equals_the_program_called_in_proc
 ) -> None:
     manifest = open_bundle(folder).manifest
     spec = SpeechRecognitionSpec.model_validate(manifest.spec)
-    runtime = open_onnx(folder / manifest.programs["onnx"], device="cpu")
+    # The service takes a kernel that was built here, so this side has to.
+    library = find_native_library(settings().native_library)
+    runtime = open_onnx(folder / manifest.programs["onnx"], device="cpu", native_library=library)
     app = create_app(settings())
     transport = httpx.ASGITransport(app)
     sample, options = read_recording(spec), SpeechRecognitionOptions(timestamps="word")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models import BUILDERS
 from models.attention import FullAttention
-from models.checkpoints import BERT_ENCODER, load_official, paca_vit_renames, split_in_projections
+from models.checkpoints import BERT_ENCODER, MAX_NAMED, load_official, paca_vit_renames, split_in_projections
 from models.encoder import EncoderConfig, TransformerEncoder
 from models.paca_vit import PaCaViTClassifier
 
@@ -61,6 +61,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(change: dict[str, Ten
 def test_every_fault_of_a_checkpoint_is_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"unexpected other.*missing fc\.weight.*missing fc\.bias"):
         load_official(model(), {"other": torch.zeros(1)}, RENAMES)
+
+
+def test_of_many_faults_of_a_kind_some_are_named_and_the_others_counted() -> None:
+    strays = {f"stray{i}": torch.zeros(1) for i in range(MAX_NAMED + 7)}
+    with pytest.raises(ValueError, match=rf"stray{MAX_NAMED - 1}; and 7 more like it; missing fc\.bias$") as caught:
+        load_official(model(), {"layer.weight": torch.zeros(3, 2)} | strays, RENAMES)
+    assert f"stray{MAX_NAMED}" not in str(caught.value)
 
 
 def test_a_tensor_of_ours_that_is_named_keeps_its_value() -> None:

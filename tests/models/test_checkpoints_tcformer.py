@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models import paca_vit
 from models.checkpoints import Renames, load_official, paca_vit_renames
 from models.checkpoints_tcformer import (
+    WRAPPERS,
     flatten_skips,
     load_tcformer,
     official_state,
@@ -143,7 +144,7 @@ def test_skips_of_mlps_become_vectors_and_those_of_merges_matrices() -> None:
     assert flat["ctm1.conv.weight"].shape == (3, 2, 3, 3)
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+@pytest.mark.parametrize("wrapper", [None, *WRAPPERS])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_are_found_in_their_wrapping(wrapper: str | None, prefix: str) -> None:
     state = {f"{prefix}head.weight": torch.ones(2)}

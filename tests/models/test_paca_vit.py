@@ -217,3 +217,20 @@ def test_fresh_blocks_pass_tokens_on_unchanged() -> None:
 def test_a_config_that_does_not_fit_together_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PaCaViTClassifier(replace(SMALL, **change), num_classes=3)
+
+
+def test_evidence_adds_up_to_the_logits_and_changes_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = PaCaViTClassifier(SMALL, num_classes=3).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+        image = torch.randn(2, 3, 32, 24)
+        logits, clusters = model(image)
+        again, same, evidence = model.explain(image)
+    assert torch.equal(again, logits)
+    assert all(map(torch.equal, same, clusters))
+    assert evidence.shape == (2, 3, 4, 3)
+    # A mean of 12 patches, summed in another order in float32.
+    torch.testing.assert_close(evidence.sum((2, 3)), logits, atol=1e-5, rtol=1e-5)
+    assert evidence.flatten(2).std(dim=2).min() > 1e-3, "patches differ"

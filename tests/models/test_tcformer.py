@@ -122,7 +122,7 @@ def test_a_picture_too_small_for_one_key_is_refused() -> None:
 def test_gathering_equals_the_dense_exchange(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(kind)
     dense, _ = model(pictures(49, 37))
-    monkeypatch.setattr(token_merging, "MAX_LINKS", 0)
+    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", 0)
     torch.testing.assert_close(model(pictures(49, 37))[0], dense, atol=2e-5, rtol=1e-5)
 
 

@@ -107,9 +107,11 @@ def test_golden_clusters_of_tcformer_are_reproduced(
 
 
 @pytest.mark.parametrize("path", golden_files(SYSTEM, "token_ops"), ids=lambda path: path.stem)
-@pytest.mark.parametrize("max_links", [0, 1 << 20], ids=["gathered", "dense"])
-def test_golden_exchange_of_tcformer_is_reproduced(path: Path, max_links: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_merging, "MAX_LINKS", max_links)
+@pytest.mark.parametrize("links_per_cell", [0, 1 << 20], ids=["gathered", "dense"])
+def test_golden_exchange_of_tcformer_is_reproduced(
+    path: Path, links_per_cell: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", links_per_cell)
     for setting, expected in cases(path):
         x, idx_token, agg_weight = expected.pop("x"), expected.pop("idx_token"), expected.pop("agg_weight")
         cell_grid, grid = tuple(setting["init_grid"]), tuple(setting["map_size"])

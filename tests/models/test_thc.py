@@ -25,6 +25,7 @@ VARIANTS: dict[str, ThcConfig] = {
     "factorised, max, identity, noise": replace(
         CONFIG, encoder="factorised", readout="max", identity_dim=4, has_attention_noise=True
     ),
+    "centred, linear path": replace(CONFIG, is_centred=True, has_linear_path=True),
     "variational, mean": replace(CONFIG, is_variational=True, readout="mean"),
     "variational flat": replace(CONFIG, is_variational=True, encoder="flat"),
     "no encoder, three levels, global": replace(
@@ -53,7 +54,7 @@ def make(config: ThcConfig) -> Thc:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
-    if config.scope == "stored":
+    if config.scope == "stored" or config.is_centred:
         store_means(model, connectivity(12, seed=2))
     return model.eval()
 
@@ -128,8 +129,8 @@ def test_communities_of_a_subject_are_the_same_to_the_bit_alone_and_in_a_batch(n
         alone = model(x[i : i + 1])
         torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-6, rtol=0)
         for by_itself, of_batch in zip(alone.assignments, together.assignments, strict=True):
-            # A flat encoder has one row a subject, see above; else every matrix has a row for each node.
-            atol = 1e-6 if name.startswith("bnt") else 0
+            # A flat or factorised encoder has one row a subject, see above; before it every matrix has one a node.
+            atol = 0 if by_itself is alone.assignments[0] and name.startswith("thc") else 1e-6
             torch.testing.assert_close(by_itself[0], of_batch[i], atol=atol, rtol=0)
 
 
@@ -281,6 +282,27 @@ def test_one_readout_may_see_the_nodes_of_all_levels_or_of_the_last() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_the_linear_path_adds_a_weight_for_each_connection_to_what_the_levels_say() -> None:
+    plain, model = make(CONFIG), make(replace(CONFIG, has_linear_path=True))
+    fresh = Thc(replace(CONFIG, has_linear_path=True), num_classes=NUM_CLASSES)
+    assert not fresh.head.weight.any(), "it starts at zero"
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.")})
+    nn.init.normal_(model.head.weight)
+    x = connectivity()
+    connections = x[:, *torch.triu_indices(R, R, offset=1)]
+    expected = plain(x).logits + connections @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(x).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_all_subjects_have_in_common_is_taken_away_first() -> None:
+    plain, model = make(CONFIG), make(replace(CONFIG, is_centred=True))
+    mean = connectivity(12, seed=2).mean(dim=0)  # of those that `make` stored
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("centre.")})
+    torch.testing.assert_close(model(connectivity()).logits, plain(connectivity() - mean).logits, atol=1e-6, rtol=0)
+
+
 def test_identities_tell_regions_apart_that_are_connected_alike() -> None:
     alike = torch.ones(1, R, R)
     for identity_dim, is_apart in ((0, False), (4, True)):

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import token_merging
 from models.token_merging import (
-    Links,
     dpc_knn,
     grid_index,
     link_tokens,
@@ -127,7 +126,7 @@ def test_no_matrix_of_all_pairs_is_made_of_many_tokens(side: int) -> None:
 
 def test_the_recorder_of_allocations_sees_a_matrix_of_all_pairs() -> None:
     with torch.device("meta"), LargestAllocation() as largest:
-        dpc_knn(torch.empty(1, 4095, 8), num_clusters=8)
+        torch.cdist(torch.empty(1, 4095, 8), torch.empty(1, 4095, 8))
     assert largest.num_bytes == 4 * 4095**2
 
 
@@ -150,22 +149,22 @@ def test_merging_equals_the_naive_loop(has_cells: bool) -> None:
         torch.testing.assert_close(merged_weights[b], torch.from_numpy(shares), atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("max_links", [0, 1 << 20], ids=["gathered", "dense"])
+@pytest.mark.parametrize("links_per_cell", [0, 1 << 20], ids=["gathered", "dense"])
 @pytest.mark.parametrize("grid", [(6, 8), (3, 4), (4, 5), (1, 1)])
 def test_exchange_with_a_map_equals_the_naive_loop(
-    max_links: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    links_per_cell: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_merging, "MAX_LINKS", max_links)
+    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", links_per_cell)
     cells, x, fmap = random_cells(48, 9), random_tokens(2, 9, 3), random_tokens(2, 3, *grid)
     links = link_tokens(cells, num_tokens=9, cell_grid=(6, 8), grid=grid, dtype=torch.float64)
-    assert (links.to_map is None) == (max_links == 0)
+    assert (links.to_map is None) == (links_per_cell == 0)
     drawn, read = token2map(x, links), map2token(fmap, links)
     place, ones = oracle.grid_index((6, 8), grid), np.ones(48)
     for b in range(2):
         tokens = cells[b].tolist()
         on_map = oracle.carry(x[b].numpy(), tokens, place, ones, num=grid[0] * grid[1])
         on_tokens = oracle.carry(fmap[b].flatten(1).T.numpy(), place, tokens, ones, num=9)
-        # Where cells divide evenly the mean is exact; the official one, and the oracle's, is 1e-6 of a cell too small.
+        # Where the map's cells are the tokens' the mean is exact; the oracle's, as the official, is 1e-6 too small.
         torch.testing.assert_close(drawn[b].flatten(1).T, torch.from_numpy(on_map), atol=1e-12, rtol=1.1e-6)
         torch.testing.assert_close(read[b], torch.from_numpy(on_tokens), atol=1e-12, rtol=1e-10)
 
@@ -226,10 +225,9 @@ def test_a_map_finer_than_the_cells_is_refused() -> None:
         link_tokens(None, num_tokens=16, cell_grid=(4, 4), grid=(2, 5))
 
 
-def test_many_links_are_not_stored() -> None:
-    def stored(num_tokens: int, side: int) -> Links:
-        cells = torch.empty(1, 4 * side**2, dtype=torch.int64, device="meta")
-        return link_tokens(cells, num_tokens=num_tokens, cell_grid=(2 * side, 2 * side), grid=(side, side))
-
-    assert stored(784, 28).to_map is not None  # 224 pixels
-    assert stored(4096, 64).to_map is None  # 512 pixels
+@pytest.mark.parametrize(("num_tokens", "side", "is_dense"), [(784, 28, False), (196, 14, True)])
+def test_links_are_dense_where_they_are_few_for_the_number_of_cells(num_tokens: int, side: int, is_dense: bool) -> None:
+    """Second and third stage at 224 pixels."""
+    cells = torch.empty(1, 56**2, dtype=torch.int64, device="meta")
+    links = link_tokens(cells, num_tokens=num_tokens, cell_grid=(56, 56), grid=(side, side))
+    assert (links.to_map is not None) == is_dense

@@ -10,6 +10,7 @@ STATUS_AND_CODE = {
     "UnknownModel": (404, "unknown_model"),
     "UnknownPath": (404, "unknown_path"),
     "MethodNotAllowed": (405, "method_not_allowed"),
+    "NotAcceptable": (406, "not_acceptable"),
     "RequestTimeout": (408, "request_timeout"),
     "BodyTooLarge": (413, "body_too_large"),
     "UnsupportedMediaType": (415, "unsupported_media_type"),

@@ -80,6 +80,7 @@ def make_facts() -> dict[str, Any]:
         "description": "Mean colours.",
         "limits": "No use.",
         "license": "Apache-2.0",
+        "notice": "Copyright of somebody; keep this line.",
         "origin": Origin(
             architecture="none",
             command="none",

@@ -47,6 +47,17 @@ def test_muon_gets_the_matrices_inside_and_adamw_the_rest() -> None:
     assert chosen == {"conv.weight", "fc.weight"}
 
 
+def test_without_a_rate_for_muon_adamw_gets_the_matrices_too() -> None:
+    model = small_model()
+    optimizer = MuonAdamW(model, OptimizerConfig(muon_lr=0.0), num_steps=10)
+    assert parameters_of(optimizer.muon) == []
+    assert len(parameters_of(optimizer.adamw)) == len(list(model.parameters()))
+    before = deepcopy(model.state_dict())
+    set_gradients(model)
+    optimizer.step(0)
+    assert all(weight.ne(before[name]).any() for name, weight in model.state_dict().items())
+
+
 def test_vectors_do_not_decay() -> None:
     optimizer = MuonAdamW(small_model(), OptimizerConfig(adamw_weight_decay=0.3), num_steps=10)
     decays = {p.dim() > 1: group["weight_decay"] for group in optimizer.adamw.param_groups for p in group["params"]}

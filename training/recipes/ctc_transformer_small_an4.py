@@ -5,13 +5,14 @@ attention on recordings of up to a minute, joined from utterances.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from service.tasks.audio import AudioSpec
 from service.tasks.log_mel import LogMelSpec
 from training.optimizers import OptimizerConfig
 from training.recipe import Facts, Recipe
 from training.speech_augmentation import SpeechAugmentation
-from training.speech_recognition import SpeechRecognition
+from training.speech_recognition import SpeechRecognition, WordModel
 
 _PROBLEM = SpeechRecognition(
     labels=("", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
@@ -36,7 +37,7 @@ FIRST = Recipe(
     batch_size=32,
     optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=2e-3),
     facts=Facts(
-        version="0.1.0",
+        version="1.0.0",
         is_default=False,
         description=(
             "CTC transformer of ours with clustered attention (Vyas et al. 2020), trained from scratch on CMU AN4: "
@@ -56,6 +57,7 @@ FIRST = Recipe(
         data_license="CMU's own, in the style of BSD: free for any purpose, the notice is kept in LICENSE_AN4.txt",
         max_body_bytes=200_000_000,
         max_batch=16,
+        notice=Path("samples/LICENSE_AN4.txt").read_text(encoding="utf-8"),
     ),
     ema_decay=0.998,
 )
@@ -64,7 +66,12 @@ RECIPE = replace(
     FIRST,
     name="ctc-transformer-small-an4",
     model="ctc-transformer-small",
-    problem=replace(_PROBLEM, join_sizes=(4, 8, 22)),
+    problem=replace(
+        _PROBLEM,
+        join_sizes=(4, 8, 22),
+        # The best of `python -m training.choose_words`; a closed vocabulary is as good, and forbids all other words.
+        word_model=WordModel(weight=0.25, word_bonus=0.0, is_closed=False, beam_width=8),
+    ),
     epochs=8,
     optimizer=OptimizerConfig(muon_lr=1e-3, adamw_lr=7e-4),
     facts=replace(FIRST.facts, is_default=True),

@@ -73,5 +73,5 @@ RECIPE = replace(
     ),
     epochs=42,
     optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=2e-3),
-    facts=replace(FIRST.facts, version="1.1.0", is_default=True),
+    facts=replace(FIRST.facts, version="1.2.0", is_default=True),
 )

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from service.routes.body import UNDECIDED, check_media_type
-from service.tasks.pictures import PICTURE_MEDIA_TYPES
+from service.tasks.picture_files import PICTURE_MEDIA_TYPES
 from tests.service.tiny_bundle import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.anyio

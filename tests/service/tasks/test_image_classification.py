@@ -1,13 +1,16 @@
+import base64
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from service.errors import InvalidInput, ModelFailed
-from service.sample import Sample
+from service.errors import InvalidInput, ModelFailed, NotAcceptable
+from service.sample import Arrays, Sample
 from service.tasks import TASKS
+from service.tasks.explanations import ClusteredStage, ExplanationSpec, find_clusters
 from service.tasks.image_classification import (
     IMAGE_CLASSIFICATION,
     ImageClassificationOptions,
@@ -100,7 +103,7 @@ def test_top_k_says_how_many_classes_are_returned() -> None:
 
 
 def test_the_answer_names_its_model_and_version() -> None:
-    assert classify([0, 9, 0, 0, 0, 0], top_k=1).model_dump() == {
+    assert classify([0, 9, 0, 0, 0, 0], top_k=1).model_dump(exclude_none=True) == {
         "model": "paca",
         "version": "1",
         "predictions": [{"label": "car", "index": 1, "score": pytest.approx(1, abs=1e-3)}],
@@ -146,3 +149,115 @@ def test_every_field_is_described(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()
     for part in [schema, *schema.get("$defs", {}).values()]:
         assert all("description" in field for field in part["properties"].values())
+
+
+# Explanations
+
+EXPLAIN = ImageClassificationOptions(explain="clusters", top_k=1)
+PATCH_CLUSTERS = ExplanationSpec(
+    kind="patch_clusters", stages=(ClusteredStage(stage=1, grid=(6, 8)), ClusteredStage(stage=2, grid=(3, 4)))
+)
+TOKEN_REGIONS = ExplanationSpec(kind="token_regions", stages=(ClusteredStage(stage=2, grid=(6, 8)),))
+
+
+def make_explained_spec(explanation: ExplanationSpec | None = PATCH_CLUSTERS) -> ImageClassificationSpec:
+    return make_spec().model_copy(update={"explanation": explanation})
+
+
+def make_explained_outputs() -> Arrays:
+    rng = np.random.default_rng(2)
+    evidence = rng.normal(size=(len(LABELS), 3, 4))
+    evidence[4] += 1
+    clusters = {f"clusters_stage{stage}": rng.dirichlet(np.ones(size), 5) for stage, size in ((1, 48), (2, 12))}
+    return {"logits": evidence.sum((1, 2)), "evidence": evidence} | clusters
+
+
+def make_body() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (80, 100, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def explain(outputs: Arrays, spec: ImageClassificationSpec) -> ImageClassificationResult:
+    sample = IMAGE_CLASSIFICATION.decode(make_body(), "", spec)
+    return IMAGE_CLASSIFICATION.postprocess(outputs, sample, spec, EXPLAIN, model="paca", version="1")
+
+
+def open_png(data: Any) -> Image.Image:
+    assert data["media_type"] == "image/png"
+    return Image.open(io.BytesIO(base64.b64decode(data["data"])))
+
+
+def test_an_explanation_names_the_heaviest_clusters_of_each_stage_for_the_predicted_class() -> None:
+    outputs, spec = make_explained_outputs(), make_explained_spec()
+    found = explain(outputs, spec).model_dump(exclude_none=True)
+    assert found["predictions"][0]["label"] == found["explanation"]["label"] == "deer"
+    expected = find_clusters(outputs, PATCH_CLUSTERS, target=4)
+    for stage, one in zip(found["explanation"]["stages"], expected, strict=True):
+        assert list(stage) == ["stage", "grid", "clusters"]
+        assert (stage["stage"], stage["grid"]) == (one.stage, one.grid)
+        assert [(c["index"], c["weight"]) for c in stage["clusters"]] == [
+            (c.number, round(c.weight, 6)) for c in one.clusters
+        ]
+        pictures = [open_png(c["heat_map"]) for c in stage["clusters"]]
+        assert {picture.size for picture in pictures} == {(384, 307)}  # 100 x 80 pixels, enlarged
+        assert len({picture.tobytes() for picture in pictures}) == 3
+
+
+def test_an_explanation_by_tokens_tells_their_regions() -> None:
+    cells = np.arange(48, dtype=np.int32) // 12
+    outputs = {"logits": np.arange(6.0), "clusters_stage2": cells}
+    found = explain(outputs, make_explained_spec(TOKEN_REGIONS)).model_dump(exclude_none=True)["explanation"]
+    assert found["label"] == "dog"
+    assert [list(stage) for stage in found["stages"]] == [["stage", "grid", "tokens", "regions"]]
+    assert found["stages"][0]["tokens"] == [0.25] * 4
+    assert open_png(found["stages"][0]["regions"]).size == (384, 307)
+
+
+@pytest.mark.parametrize("explanation", [PATCH_CLUSTERS, TOKEN_REGIONS])
+def test_an_explanation_is_drawn_as_one_picture(explanation: ExplanationSpec) -> None:
+    spec = make_explained_spec(explanation)
+    IMAGE_CLASSIFICATION.check_drawing(EXPLAIN, spec)
+    sample = IMAGE_CLASSIFICATION.decode(make_body(), "", spec)
+    outputs = make_explained_outputs()
+    if explanation is TOKEN_REGIONS:
+        outputs["clusters_stage2"] = np.arange(48, dtype=np.int32) // 12
+    picture = Image.open(io.BytesIO(IMAGE_CLASSIFICATION.draw(outputs, sample, spec, EXPLAIN)))
+    assert picture.format == "PNG"
+    assert picture.width > 500
+
+
+def test_only_an_explanation_asks_for_more_than_the_logits() -> None:
+    spec = make_explained_spec()
+    assert IMAGE_CLASSIFICATION.outputs(ImageClassificationOptions(), spec) == ("logits",)
+    assert IMAGE_CLASSIFICATION.outputs(EXPLAIN, spec) == (
+        "logits", "evidence", "clusters_stage1", "clusters_stage2",
+    )  # fmt: skip
+
+
+def test_an_answer_that_is_not_explained_has_no_word_of_it() -> None:
+    spec = make_explained_spec()
+    sample = IMAGE_CLASSIFICATION.decode(make_body(), "", spec)
+    outputs = {"logits": np.arange(6.0)}
+    result = IMAGE_CLASSIFICATION.postprocess(
+        outputs, sample, spec, ImageClassificationOptions(), model="paca", version="1"
+    )
+    assert set(result.model_dump(exclude_none=True)) == {"model", "version", "predictions"}
+
+
+def test_a_model_that_tells_no_clusters_refuses_to_explain() -> None:
+    with pytest.raises(InvalidInput, match="this model tells no clusters"):
+        IMAGE_CLASSIFICATION.check_options(EXPLAIN, make_spec())
+    IMAGE_CLASSIFICATION.check_options(EXPLAIN, make_explained_spec())
+
+
+def test_without_an_explanation_there_is_nothing_to_draw() -> None:
+    with pytest.raises(NotAcceptable, match="explain=clusters"):
+        IMAGE_CLASSIFICATION.check_drawing(ImageClassificationOptions(), make_explained_spec())
+
+
+def test_evidence_that_is_not_finite_is_the_model_s_failure() -> None:
+    outputs = make_explained_outputs()
+    outputs["evidence"] = outputs["evidence"] * np.nan
+    with pytest.raises(ModelFailed):
+        explain(outputs, make_explained_spec())

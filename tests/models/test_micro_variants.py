@@ -1,0 +1,71 @@
+"""Laws of our own small variants; those of PaCa-ViT micro are in `test_builders.py`."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import BUILDERS
+
+L = 3
+SEGMENTERS = ("paca-fpn-micro", "tcformer-fpn-micro", "tcformer-v2-reconstruction-fpn-micro")
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = BUILDERS[name](num_classes=L)
+    for parameter in model.parameters():
+        if not parameter.any():  # fresh biases and the ends of residual branches
+            nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def pictures(rows: int, columns: int) -> Tensor:
+    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("size", [(90, 120), (75, 101)])
+def test_logits_have_a_quarter_of_the_rows_and_columns_and_do_not_depend_on_the_batch(
+    name: str, size: tuple[int, int]
+) -> None:
+    model = build(name).eval()
+    logits, _ = model(pictures(*size))
+    assert logits.shape == (2, L, -(-size[0] // 4), -(-size[1] // 4))
+    torch.testing.assert_close(model(pictures(*size)[1:])[0], logits[1:], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_half_the_stride_of_the_stem_gives_small_pictures_four_times_the_tokens() -> None:
+    logits, (first, second) = build("tcformer-micro").eval()(pictures(32, 32))
+    assert logits.shape == (2, L)
+    assert first.shape == second.shape == (2, 256)
+    for sample, regions, count in ((0, first, 64), (1, first, 64), (0, second, 16)):
+        assert regions[sample].unique().tolist() == list(range(count))
+
+
+@pytest.mark.parametrize(("name", "size"), [*((name, (64, 96)) for name in SEGMENTERS), ("tcformer-micro", (24, 24))])
+def test_gradients_reach_every_parameter_in_half_precision(name: str, size: tuple[int, int]) -> None:
+    model = build(name).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(pictures(*size))[0].float().square().mean().backward()
+    without_effect = (".attention.k.bias", ".attention.clustering.out.bias")  # as in `test_builders.py`
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any() or parameter_name.endswith(without_effect), parameter_name
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    # A bundle holds the weights twice, in half precision: 10 MB with a segmenter, 6 MB with TCFormer's classifier.
+    [
+        ("tcformer-fpn-micro", 2.2e6),
+        ("tcformer-v2-reconstruction-fpn-micro", 2.2e6),
+        ("tcformer-micro", 1.4e6),
+    ],
+)
+def test_a_bundle_stays_small(name: str, most: float) -> None:
+    with torch.device("meta"):
+        model = BUILDERS[name](num_classes=11)
+    assert sum(parameter.numel() for parameter in model.parameters()) < most
