@@ -49,7 +49,8 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
         parity = measure_parity(plan, runtime)
         runtime.close()
         arrays = {f"input.{name}": array for name, array in plan.golden.items()}
-        arrays |= {f"output.{name}": array for name, array in plan.run(plan.golden).items()}
+        kept = plan.golden_outputs or plan.output_names
+        arrays |= {f"output.{name}": array for name, array in plan.run(plan.golden).items() if name in kept}
         np.savez_compressed(folder / GOLDEN, allow_pickle=False, **arrays)
         fields = source.model_dump() | {
             "format_version": FORMAT_VERSION,
@@ -60,7 +61,13 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
             "opset": OPSET,
             "inputs": plan.inputs,
             "outputs": plan.outputs,
-            "golden": Golden(file=GOLDEN, atol=ATOL, rtol=RTOL, max_share_off=plan.max_share_off),
+            "golden": Golden(
+                file=GOLDEN,
+                atol=ATOL,
+                rtol=RTOL,
+                max_share_off=plan.max_share_off,
+                outputs=plan.golden_outputs,
+            ),
             "parity": parity,
         }
         (folder / CARD).write_text(render_model_card(Manifest.model_validate(fields | {"files": _hashes(folder)})))

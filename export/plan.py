@@ -24,6 +24,7 @@ class Plan:
         outputs: of the program.
         example: inputs by name that the export is traced with, `EXPORT_BATCH` samples; only their shapes matter.
         golden: inputs by name that a bundle proves itself with.
+        golden_outputs: names of the outputs that it keeps for that; all where none are named.
         parity_inputs: what the parity batches are, in words.
         parity_batches: inputs by name that program and module are compared on, in `BATCH_SIZES`.
         max_share_off: share of an output's numbers that may be off, as near ties of clustering by hashes may fall
@@ -40,6 +41,7 @@ class Plan:
     golden: Arrays
     parity_inputs: str
     parity_batches: tuple[Arrays, ...]
+    golden_outputs: tuple[str, ...] = ()
     max_share_off: float = 0.0
     length_buckets: tuple[int, ...] = ()
     short_length: int | None = None

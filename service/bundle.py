@@ -57,6 +57,7 @@ class Golden(_Part):
         description="Share of an output's numbers that may be beyond both: where queries are clustered by hashes, a "
         "near tie may fall differently on another processor.",
     )
+    outputs: tuple[str, ...] = Field(default=(), description="Names of the outputs in it; all where none are named.")
 
 
 class Origin(_Part):
@@ -187,7 +188,9 @@ class Bundle:
 
         Raises: BundleError if the file is no npz of plain arrays, or an input or output is missing.
         """
-        path = self.folder / self.manifest.golden.file
+        golden = self.manifest.golden
+        path = self.folder / golden.file
+        kept = golden.outputs or tuple(tensor.name for tensor in self.manifest.outputs)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
                 arrays = {name: array for name, array in npz.items() if isinstance(array, np.ndarray)}
@@ -196,7 +199,7 @@ class Bundle:
         try:
             return (
                 {tensor.name: arrays[f"input.{tensor.name}"] for tensor in self.manifest.inputs},
-                {tensor.name: arrays[f"output.{tensor.name}"] for tensor in self.manifest.outputs},
+                {name: arrays[f"output.{name}"] for name in kept},
             )
         except KeyError as error:
             raise BundleError(f"{path} has no array {error}; export the bundle again") from error

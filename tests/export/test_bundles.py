@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from export import bundles
 from export.bundles import CARD, GOLDEN, PROGRAM, save_weights, write_bundle
 from export.model_card import render_model_card
 from export.plan import Plan
+from export.planners import make_plan
 from export.source import WEIGHTS, Source, read_source
 from service.bundle import MANIFEST, open_bundle
 from service.endpoint import open_endpoint
@@ -129,6 +131,18 @@ def test_a_new_bundle_replaces_the_old_one_whole(
     write_bundle(*source_and_model(), out)
     assert set(open_bundle(out).manifest.files) == {PROGRAM, GOLDEN, WEIGHTS, CARD}
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_bundle_proves_itself_with_the_outputs_that_the_plan_names(
+    tmp_path: Path, source_and_model: ReadSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bundles, "make_plan", lambda source, model: replace(make_plan(source, model), golden_outputs=("logits",))
+    )
+    out = tmp_path / "paca-vit-of-tests"
+    write_bundle(*source_and_model(), out)
+    assert set(open_bundle(out).read_golden()[1]) == {"logits"}
 
 
 @pytest.mark.usefixtures("_quick_export")

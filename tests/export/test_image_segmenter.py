@@ -50,3 +50,5 @@ def test_logits_are_maps_and_clusters_are_what_the_backbone_gives(name: str) -> 
     logits, *clusters = plan.outputs
     assert (logits.name, logits.dtype, logits.shape) == ("logits", "float32", ("batch", len(LABELS), *GRID))
     assert {tensor.name: (tensor.dtype, tensor.shape[1:]) for tensor in clusters} == CLUSTERS[name]
+    assert len(plan.golden["image"]) == 1
+    assert plan.golden_outputs == ("logits",), "cluster maps are large"
