@@ -50,6 +50,10 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m training ctc-transformer-small-an4-first
 	$(BIN)/python -m training ctc-transformer-small-an4 --from build/training/ctc-transformer-small-an4-first
 	$(BIN)/python -m export build/training/ctc-transformer-small-an4
+	$(BIN)/python -m training paca-fpn-micro-camvid
+	$(BIN)/python -m export build/training/paca-fpn-micro-camvid
+	$(BIN)/python -m training thc-aal116-abide
+	$(BIN)/python -m export build/training/thc-aal116-abide
 
 native: $(BIN)/python ## compile the native kernel of clustered attention; needs g++
 	$(BIN)/python -m export.build_native

@@ -117,7 +117,7 @@ class SpeechRecognitionResult(TaskResult):
         json_schema_extra={
             "examples": [
                 {
-                    "model": "clustered-small-an4",
+                    "model": "ctc-transformer-small-an4",
                     "version": "1.0.0",
                     "text": "RUBOUT G",
                     "duration_seconds": 1.62,
