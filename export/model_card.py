@@ -45,8 +45,12 @@ def _tell_training(origin: Origin) -> dict[str, str]:
         "Recipe": origin.recipe,
         "Command": f"`{origin.command}`",
         "Seed": str(origin.seed),
-        "Training": f"{origin.minutes:.0f} minutes, {origin.hardware}",
+        "Training": f"{_tell_time(origin.minutes)}, {origin.hardware}",
     }
+
+
+def _tell_time(minutes: float) -> str:
+    return f"{minutes:.0f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
 
 
 def _tell_conversion(origin: Conversion) -> dict[str, str]:

@@ -44,7 +44,8 @@ FIRST = Recipe(
             "spelled words, numbers, dates and a few commands in American English."
         ),
         limits=(
-            "It knows the 101 words of AN4 and the letters; other words come out as something that sounds like them. "
+            "It knows the 72 words of AN4's training transcripts and the letters; other "
+            "words come out as something that sounds like them. "
             "Trained on 37.6 minutes of 66 speakers in quiet rooms at one microphone: expect more errors with noise, "
             "telephones, accents, children, or several speakers at once. Not for decisions about people or safety."
         ),
@@ -54,7 +55,10 @@ FIRST = Recipe(
             "utterances of 66 speakers; valid is 103 utterances of 8 other speakers, used for choices; test_dev is 65 "
             "utterances of 5 of the official test speakers, used for nothing but the final figure"
         ),
-        data_license="CMU's own, in the style of BSD: free for any purpose, the notice is kept in LICENSE_AN4.txt",
+        data_license=(
+            "CMU's own, in the style of BSD: free for any purpose, the notice is in samples/LICENSE_AN4.txt and in the "
+            "model card"
+        ),
         max_body_bytes=200_000_000,
         max_batch=16,
         notice=Path("samples/LICENSE_AN4.txt").read_text(encoding="utf-8"),

@@ -32,8 +32,8 @@ RECIPE = Recipe(
         ),
         limits=(
             "For research use only; nothing here supports medical decisions. It tells the classes apart only a little "
-            "better than chance, about as well as a linear classifier: its quality is that of the cross-validation in "
-            "docs/models.md, and the figures on test_dev, 146 subjects, are uncertain by about 0.05. Trained on "
+            "better than chance, about as well as a linear classifier, and the figures on test_dev, 146 subjects, "
+            "are uncertain by about 0.05. Trained on "
             "20 sites, on preprocessing, atlas and graph density of one source: expect less elsewhere. Communities are "
             "those that served the classification, not anatomy, and say little: most of the answer comes from the "
             "linear path beside them, and the second level puts all regions into one community."
@@ -43,8 +43,8 @@ RECIPE = Recipe(
             "ABIDE I (Di Martino et al., Mol Psychiatry 2014) as binary graphs on AAL-116, density 0.20 (Lanciano, "
             "Bonchi, Gionis, KDD 2020; github.com/tlancian/contrast-subgraph @ e34d72a), 729 subjects of 20 sites. "
             "test_dev is fold 0 of five, 146 subjects that were never trained on and for which nothing was chosen; "
-            "valid is every tenth of the others, the rest is trained on. Settings were chosen by cross-validation "
-            "among folds 1 to 4"
+            "valid is every tenth of the others, the rest is trained on. Settings were chosen on folds 1 to "
+            "3, without fold 0"
         ),
         data_license=(
             "ABIDE I: unrestricted for NON-COMMERCIAL research use (policy of the International Neuroimaging "
