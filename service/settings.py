@@ -14,7 +14,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """How this deployment runs; every field can be set as `SERVICE_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="SERVICE_", frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix="SERVICE_",
+        env_ignore_empty=True,  # what compose files make of a variable that is not set
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

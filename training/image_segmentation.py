@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from service.tasks.pictures import PictureSpec, decode_picture
+from service.tasks.letterbox import LetterboxSpec, decode_letter
 from training.augmentation import Augmentation, augment
 from training.mean_iou import class_ious, count_confusions, mean_iou
 from training.segmentation_augmentation import cut_masks, cut_pictures, draw_boxes
@@ -87,13 +87,7 @@ class ImageSegmentation:
         """Tell the manifest how pictures become the model's input; see `Problem.describe`."""
         return {
             "task": "image-segmentation",
-            "spec": {
-                "height": self.size[0],
-                "width": self.size[1],
-                "fill": [round(255 * value) for value in self.mean],
-                "max_pixels": self.max_pixels,
-                "labels": self.labels,
-            },
+            "spec": self._letterbox.model_dump(mode="json") | {"labels": self.labels},
             "normalisation": {"mean": self.mean, "std": self.std},
         }
 
@@ -154,14 +148,14 @@ class ImageSegmentation:
         }
 
     def _decode(self, body: bytes) -> np.ndarray:
-        spec = PictureSpec.model_construct(
-            height=self.size[0],
-            width=self.size[1],
-            resize_shorter_side=min(self.size),
-            interpolation="bilinear",
-            max_pixels=self.max_pixels,
+        return decode_letter(body, self._letterbox).pixels
+
+    @property
+    def _letterbox(self) -> LetterboxSpec:
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return LetterboxSpec(
+            height=self.size[0], width=self.size[1], fill=(red, green, blue), max_pixels=self.max_pixels
         )
-        return decode_picture(body, spec)
 
 
 def weigh_classes(masks: Tensor, *, num_classes: int) -> Tensor:

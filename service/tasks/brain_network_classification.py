@@ -6,7 +6,6 @@ are the regions, N = R; those of the next are the communities before. A node's s
 model keeps its strongest communities only.
 """
 
-import base64
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from service.tasks.connectome_formats import CONNECTOME_MEDIA_TYPES, Kind
 from service.tasks.connectome_input import Connectome, decode_connectome
 from service.tasks.connectome_picture import Drawing, draw_connectome
 from service.tasks.connectomes import ConnectomeSpec
+from service.tasks.embedded_picture import EmbeddedPicture, embed
 from service.tasks.task import Task, TaskResult
 
 RESEARCH_NOTICE = "For research use only: not a medical device, and no basis for decisions about a person's health."
@@ -96,13 +96,6 @@ class Quality(BaseModel):
     )
 
 
-class Picture(BaseModel):
-    """A picture within JSON."""
-
-    media_type: Literal["image/png"] = Field(description="What `data` is.")
-    data: str = Field(description="The file in base64.", examples=["iVBORw0KGgo…"])
-
-
 class BrainNetworkClassificationResult(TaskResult):
     """The class of one connectome, and the communities that the model found in it. For research use only."""
 
@@ -134,7 +127,7 @@ class BrainNetworkClassificationResult(TaskResult):
     communities: list[Communities] = Field(description="Each level, the finest first; empty if the model forms none.")
     quality: Quality = Field(description="What the service saw.")
     notice: str = Field(description="What the answer must not be used for.", examples=[RESEARCH_NOTICE])
-    picture: Picture | None = Field(default=None, description="If `explain` is `communities`.")
+    picture: EmbeddedPicture | None = Field(default=None, description="If `explain` is `communities`.")
 
 
 class BrainNetworkClassification(
@@ -221,8 +214,7 @@ class BrainNetworkClassification(
         ]
         picture = None
         if options.explain == "communities":
-            data = _draw(probabilities, levels, sample, spec)
-            picture = Picture(media_type="image/png", data=base64.b64encode(data).decode("ascii"))
+            picture = embed(_draw(probabilities, levels, sample, spec))
         return BrainNetworkClassificationResult(
             model=model,
             version=version,

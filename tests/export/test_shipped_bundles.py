@@ -89,6 +89,19 @@ async def test_a_recogniser_s_answer_over_http_equals_the_program_called_in_proc
     runtime.close()
 
 
+def test_the_readme_s_recording_is_transcribed_as_the_readme_says() -> None:
+    folder = REPOSITORY / "bundles" / "ctc-transformer-small-an4"
+    manifest = open_bundle(folder).manifest
+    spec = SpeechRecognitionSpec.model_validate(manifest.spec)
+    runtime = open_onnx(folder / manifest.programs["onnx"], device="cpu")
+    sample = SPEECH_RECOGNITION.decode((REPOSITORY / "samples" / "speech_an4_mcel.wav").read_bytes(), "audio/wav", spec)
+    outputs = {name: rows[0] for name, rows in runtime.run(pad([sample]), ["log_probs"]).items()}
+    runtime.close()
+    facts = {"model": manifest.name, "version": manifest.version}
+    result = SPEECH_RECOGNITION.postprocess(outputs, sample, spec, SpeechRecognitionOptions(), **facts)
+    assert result.model_dump_json(exclude_none=True) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 @parametrize_bundles
 def test_the_shipped_program_equals_the_module_made_of_the_shipped_weights(folder: Path) -> None:
     manifest = open_bundle(folder).manifest

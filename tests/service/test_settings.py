@@ -26,6 +26,12 @@ def test_every_field_can_be_set_by_its_name_in_the_environment(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
+def test_an_empty_variable_sets_nothing(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    monkeypatch.setenv(f"SERVICE_{field.upper()}", "")
+    assert Settings() == Settings.model_construct()
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_field_is_described_in_one_line(field: str) -> None:
     description = Settings.model_fields[field].description
     assert description
