@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check bench bundles native native-sanitize constraints clean
+.PHONY: help setup serve test check image-check dashboard bench bundles programs native native-sanitize constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,14 @@ check: $(DEV_STAMP) ## lint, formatting, types, import layers, documentation
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/docs
 
+# Part of `make test`, too; docker compose config is among it where there is docker.
+image-check: $(DEV_STAMP) ## check Dockerfile, compose files, manifests, alerts and dashboard without building
+	$(BIN)/python -m pytest -q --ignore=tests/docker/test_panels_live.py tests/docker
+
+dashboard: $(DEV_STAMP) ## make Grafana's dashboard again
+	$(BIN)/python docker/grafana/dashboard.py > docker/grafana/dashboards/service.new
+	mv docker/grafana/dashboards/service.new docker/grafana/dashboards/service.json
+
 bench: $(DEV_STAMP) ## measure the service beside its peers
 	$(BIN)/python -m benchmarks
 
@@ -54,6 +62,10 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m export build/training/paca-fpn-micro-camvid
 	$(BIN)/python -m training thc-aal116-abide
 	$(BIN)/python -m export build/training/thc-aal116-abide
+
+# Beside the ONNX program that is shipped; torch writes what only torch runs, so these are made where torch is.
+programs: $(DEV_STAMP) ## make the shipped bundles again with TorchScript programs in them, in build/programs
+	for bundle in bundles/*/; do $(BIN)/python -m export "$$bundle" --runtime onnx --runtime torchscript || exit 1; done
 
 native: $(BIN)/python ## compile the native kernel of clustered attention; needs g++
 	$(BIN)/python -m export.build_native
@@ -81,6 +93,6 @@ $(SERVE_STAMP): $(SERVE_SET) requirements/serve.txt requirements/serve-base.txt 
 	$(INSTALL) --requirement $(SERVE_SET)
 	touch $@
 
-$(DEV_STAMP): requirements/dev.txt $(SERVE_SET) requirements/serve.txt requirements/serve-base.txt requirements/constraints.txt | $(BIN)/python
+$(DEV_STAMP): requirements/dev.txt requirements/tracing.txt $(SERVE_SET) requirements/serve.txt requirements/serve-base.txt requirements/constraints.txt | $(BIN)/python
 	$(INSTALL) --requirement requirements/dev.txt --requirement $(SERVE_SET)
 	touch $@ $(SERVE_STAMP)

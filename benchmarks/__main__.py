@@ -7,15 +7,20 @@ attention   full, clustered and improved-clustered attention against the length,
 export      the ONNX program beside eager torch
 quality     accuracy on test_dev over HTTP; needs ../shared/data
 explanations  whether the clusters that explain an answer carry it, and what explaining costs; needs ../shared/data
+long-recordings  minutes and an hour in one request, by the ordinary program and shared by ranks; goes on where it was
+            interrupted; needs ../shared/data
 recordings  long recordings and mixed lengths on the speech recogniser; needs the data sets and a bundle of one
 tcformer    TCFormer's program beside its module and beside scattered exchange, and the cost of its two versions
 segmentation  finished training runs of segmenters beside each other: quality, cost, size; needs such runs
+parallel    what sequence parallelism sends, and the memory of a rank, on 1, 2 and 4 processes
 clustering  word errors and cost of a speech recogniser with full and with clustered attention; takes half an hour,
             goes on where it was interrupted; needs ../shared/data
 brain-networks  cross-validation of classifiers of brain networks; takes most of an hour, goes on where it was
             interrupted; needs ../shared/data
+gpu         every bundle on a GPU, by ONNX, TorchScript and eager torch, and attention up to N = 128k; needs CUDA
 
-All of them but the last two by default. Machines are noisy: compare numbers of one run only, and close what else runs.
+All of them but the last three by default. Machines are noisy: compare numbers of one run only, and close what else
+runs.
 """
 
 import argparse
@@ -36,7 +41,17 @@ from benchmarks.clustering_claim import make_plan, make_quick_plan, measure_clai
 from benchmarks.clustering_report import describe_claim, render_claim
 from benchmarks.explanations import TEST_FILE as EXPLAINED_FILE
 from benchmarks.explanations import measure_explanations, render_explanations
+from benchmarks.gpu import QUICK as QUICK_GPU
+from benchmarks.gpu import Plan as GpuPlan
+from benchmarks.gpu import find_fault, measure_gpu, render_gpu
+from benchmarks.gpu_attention import plot_attention, render_attention
+from benchmarks.long_recordings import FULL as FULL_LONG
+from benchmarks.long_recordings import QUICK as QUICK_LONG
+from benchmarks.long_recordings import measure_long_recordings, render_long_recordings
 from benchmarks.machine import describe_setting, result_path
+from benchmarks.parallel import QUICK as QUICK_PARALLEL
+from benchmarks.parallel import Plan as ParallelPlan
+from benchmarks.parallel import measure_parallel, plot_parallel, render_parallel
 from benchmarks.program import measure_program, render_program
 from benchmarks.quality import TEST_FILE, measure_quality, render_quality
 from benchmarks.recordings import QUICK as QUICK_RECORDINGS
@@ -149,6 +164,14 @@ def report_recordings(bundle: Path, plan: Plan, *, bundles: Path = BUNDLES, data
     return render_recordings(found)
 
 
+def report_long_recordings(bundle: Path, plan: Plan, *, bundles: Path = BUNDLES, data: Path = DATA) -> str:  # noqa: ARG001
+    """Share long recordings among ranks."""
+    recogniser = find_recogniser(bundles)
+    long_plan = QUICK_LONG if plan is QUICK else FULL_LONG
+    cells = measure_long_recordings(recogniser, data, SCRATCH / "long-recordings", long_plan)
+    return render_long_recordings(cells, f"{recogniser.manifest.name} {recogniser.manifest.version}")
+
+
 def report_segmentation(bundle: Path, plan: Plan, *, runs: Path = RUNS) -> str:  # noqa: ARG001 - reads finished runs
     """Put the finished runs of segmenters beside each other."""
     found = find_runs(runs)
@@ -157,6 +180,17 @@ def report_segmentation(bundle: Path, plan: Plan, *, runs: Path = RUNS) -> str: 
             f"{runs} has no finished run of a segmenter; train one, or name another folder by --runs"
         )
     return render_segmenters(measure_segmenters(found, rounds=plan.rounds))
+
+
+def report_parallel(bundle: Path, plan: Plan) -> str:  # noqa: ARG001 - its models have random weights
+    """Count what ranks send and hold, and draw it unless in haste."""
+    is_quick = plan is QUICK
+    measured = measure_parallel(QUICK_PARALLEL if is_quick else ParallelPlan())
+    if is_quick:
+        return render_parallel(measured)
+    picture = result_path("parallel").with_suffix(".png")
+    plot_parallel(measured, picture)
+    return f"{render_parallel(measured)}\n\n![Bytes against the length, memory against ranks]({picture.name})"
 
 
 def report_brain_networks(
@@ -172,6 +206,18 @@ def report_brain_networks(
     return render_cells(measure_cells(cells, data=data, work=SCRATCH / "brain-networks"))
 
 
+def report_gpu(bundle: Path, plan: Plan, *, device: str = "cuda:0") -> str:  # noqa: ARG001 - all of them take part
+    """Measure every bundle and the attention on a GPU, and draw the latter unless in haste."""
+    is_quick = plan is QUICK
+    found = measure_gpu(device, QUICK_GPU if is_quick else GpuPlan(), cache=SCRATCH / "cache")
+    text = f"{render_gpu(found)}\n\n{render_attention(found.attention)}"
+    if is_quick:
+        return text
+    picture = result_path("gpu").with_suffix(".png")
+    plot_attention(found.attention, picture)
+    return f"{text}\n\n![Time of attention against the length]({picture.name})"
+
+
 def tell_command() -> str:
     """Tell what was typed."""
     return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
@@ -185,7 +231,7 @@ def find_missing(what: str, bundles: Path, data: Path, runs: Path = RUNS) -> str
         return f"{EXPLAINED_FILE} is not here"
     if what == "segmentation" and not find_runs(runs):
         return f"{runs} has no finished run of a segmenter"
-    if what == "recordings":
+    if what in {"recordings", "long-recordings"}:
         if not data.is_dir():
             return f"{data} is not here"
         try:
@@ -210,12 +256,15 @@ REPORTS: dict[str, Callable[[Path, Plan], str]] = {
     "quality": report_quality,
     "explanations": report_explanations,
     "recordings": report_recordings,
+    "long-recordings": report_long_recordings,
     "tcformer": report_tcformer,
     "segmentation": report_segmentation,
+    "parallel": report_parallel,
     "clustering": report_clustering,
     "brain-networks": report_brain_networks,
+    "gpu": report_gpu,
 }
-ONLY_IF_NAMED = {"clustering", "brain-networks"}  # each takes longer than all others together
+ONLY_IF_NAMED = {"clustering", "brain-networks", "gpu"}  # the first two take long; a GPU is not everywhere
 
 
 def main() -> None:
@@ -228,7 +277,10 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help=f"a trained bundle ({SHIPPED_BUNDLE})")
     parser.add_argument(
-        "--bundles", type=Path, default=BUNDLES, help="for recordings: folder of bundles, or the recogniser's own"
+        "--bundles",
+        type=Path,
+        default=BUNDLES,
+        help="for (long-)recordings: folder of bundles, or the recogniser's own",
     )
     parser.add_argument(
         "--data", type=Path, default=DATA, help="for recordings, clustering, brain-networks: folder of the data sets"
@@ -252,13 +304,18 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", default=(), help="for brain-networks: keys of rows; all by default")
     parser.add_argument("--tasks", nargs="+", default=(), help="for brain-networks: names of tasks; all by default")
+    parser.add_argument("--device", default="cuda:0", help="for gpu: cuda:N, or cpu to try the command (cuda:0)")
     arguments = parser.parse_args()
+    if arguments.what == "gpu" and (fault := find_fault(arguments.device)):
+        parser.error(fault)
     clustering = partial(report_clustering, start=arguments.start, epochs=arguments.epochs, data=arguments.data)
     recordings = partial(report_recordings, bundles=arguments.bundles, data=arguments.data)
     reports = REPORTS | {
         "clustering": clustering,
         "recordings": recordings,
+        "long-recordings": partial(report_long_recordings, bundles=arguments.bundles, data=arguments.data),
         "segmentation": partial(report_segmentation, runs=arguments.runs),
+        "gpu": partial(report_gpu, device=arguments.device),
         "brain-networks": partial(
             report_brain_networks, rows=arguments.rows, tasks=arguments.tasks, data=arguments.data
         ),

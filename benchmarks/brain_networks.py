@@ -5,28 +5,30 @@ A finished cell is a file in the work folder, so that an interrupted run goes on
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.brain_network_rows import ROWS, TASKS, Row
 from benchmarks.community_agreement import adjusted_rand, cluster_rows, normalised_mutual_information
 from benchmarks.ridge import classify_with_ridge
+from models.spectra import limit_spectrum
 from models.thc import Thc
 from training.brain_networks import BrainNetworks
 from training.classification_metrics import measure_classes
 from training.connectome_data import CONNECTOMES, Connectomes
-from training.cross_validation import FoldResult, train_fold
+from training.cross_validation import FoldResult, fit_scale, train_fold
 from training.recipe import Recipe
 from training.recipes.thc_aal116_abide import RECIPE
 
 FOLDS = range(5)
+CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: the peak becomes what is resident now
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ class Cell:
     def recipe(self) -> Recipe:
         """The shipped recipe with the optimiser of row and task; epochs follow from the number of subjects."""
         assert isinstance(RECIPE.problem, BrainNetworks)
-        of_task = replace(RECIPE.optimizer, adamw_lr=TASKS[self.task].linear_lr)
-        problem = replace(RECIPE.problem, dataset=self.task)
+        of_task = replace(RECIPE.optimizer, adamw_lr=TASKS[self.task].head_lr)
+        problem = replace(RECIPE.problem, dataset=self.task, has_mixup=self.row.is_plain)
         return replace(RECIPE, problem=problem, optimizer=self.row.optimizer or of_task)
 
     @property
     def path(self) -> Path:
         """File name; cells with other settings have another one."""
-        settings = (asdict(self.recipe.optimizer), vars(self.recipe.problem), self.row.num_steps, _name_model(self.row))
+        settings = (asdict(self.recipe.optimizer), vars(self.recipe.problem), self.row.num_steps, _name_model(self))
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
         return Path(f"{self.task}_{self.row.key}_{self.seed}_{self.fold}_{digest}.json")
 
@@ -86,8 +88,8 @@ def measure_cells(cells: Sequence[Cell], *, data: Path, work: Path) -> dict[Cell
         cells: in this order.
         data: folder of all data sets.
         work: folder of finished cells.
-    Returns: cell → `metrics`, `train_seconds`, `inference_ms`, `num_parameters`, of THC where networks are known also
-        `communities`.
+    Returns: cell → `metrics`, `train_seconds`, `inference_ms`, `num_parameters`, `peak_mb`, of models also
+        `epoch_seconds`, of THC where networks are known also `communities`.
     """
     work.mkdir(parents=True, exist_ok=True)
     subjects: dict[str, Connectomes] = {}
@@ -100,8 +102,9 @@ def measure_cells(cells: Sequence[Cell], *, data: Path, work: Path) -> dict[Cell
             if not path.exists():
                 if cell.task not in subjects:
                     subjects[cell.task] = CONNECTOMES[cell.task](data)
+                CLEAR_REFS.write_text(RESET_PEAK)
                 start = time.process_time()
-                result = measure_cell(cell, subjects[cell.task])
+                result = measure_cell(cell, subjects[cell.task]) | {"peak_mb": read_peak_mb()}
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(result))
                 partial.replace(path)
@@ -116,22 +119,34 @@ def measure_cells(cells: Sequence[Cell], *, data: Path, work: Path) -> dict[Cell
 
 def measure_cell(cell: Cell, subjects: Connectomes) -> dict[str, Any]:
     """Train and measure one cell."""
-    if cell.row.make is None:
-        return asdict(measure_ridge(subjects, cell.fold))
-    num_train = int((subjects.folds != cell.fold).sum())
-    per_epoch = max(1, num_train // RECIPE.batch_size)
+    make, task = cell.row.make, TASKS[cell.task]
+    if make is None:
+        limit = task.spectrum_limit if cell.row.has_limit else 0.0
+        return asdict(measure_ridge(subjects, cell.fold, limit=limit))
+    train = subjects.take(subjects.folds != cell.fold)
+    per_epoch = max(1, len(train) // RECIPE.batch_size)
     recipe = replace(cell.recipe, epochs=max(1, round(cell.row.num_steps / per_epoch)), seed=cell.seed)
-    model, result = train_fold(recipe, _bind(cell, subjects), subjects, cell.fold)
-    told: dict[str, Any] = asdict(result)
+    if cell.row.is_plain:
+        assert isinstance(recipe.problem, BrainNetworks)
+        recipe = replace(recipe, problem=fit_scale(recipe.problem, train))
+    model, result = train_fold(recipe, lambda: make(subjects.num_regions, task), subjects, cell.fold)
+    told: dict[str, Any] = asdict(result) | {"epoch_seconds": result.train_seconds / recipe.epochs}
     if isinstance(model, Thc) and subjects.networks:
-        told["communities"] = measure_communities(recipe, model, subjects, cell.fold)
+        told["communities"] = measure_communities(model, subjects, cell.fold, seed=cell.seed)
     return told
 
 
-def measure_ridge(subjects: Connectomes, fold: int) -> FoldResult:
-    """Fit and measure the ridge classifier; a subject's inference is counted as one product of its connections."""
+def measure_ridge(subjects: Connectomes, fold: int, *, limit: float = 0.0) -> FoldResult:
+    """Fit and measure the ridge classifier; a subject's inference is counted as one product of its connections.
+
+    Args:
+        subjects: all.
+        fold: that is left out.
+        limit: of the spectrum of what it sees, 0 for none.
+    """
     rows, columns = np.triu_indices(subjects.num_regions, 1)
-    edges = subjects.connectivity.numpy()[:, rows, columns].astype(np.float64)
+    seen = limit_spectrum(subjects.connectivity, limit) if limit else subjects.connectivity
+    edges = seen.numpy()[:, rows, columns].astype(np.float64)
     labels, folds = subjects.labels.numpy(), subjects.folds.numpy()
     is_test = folds == fold
     start = time.process_time()
@@ -147,7 +162,7 @@ def measure_ridge(subjects: Connectomes, fold: int) -> FoldResult:
 
 
 @torch.inference_mode()
-def measure_communities(recipe: Recipe, model: Thc, subjects: Connectomes, fold: int) -> dict[str, dict[str, float]]:
+def measure_communities(model: Thc, subjects: Connectomes, fold: int, *, seed: int) -> dict[str, dict[str, float]]:
     """Compare communities with the named networks, beside k-means and chance with as many parts.
 
     Each region belongs to the community in which test subjects have most of it, in the mean; k-means sees the rows of
@@ -155,23 +170,20 @@ def measure_communities(recipe: Recipe, model: Thc, subjects: Connectomes, fold:
 
     Returns: way and level → `adjusted_rand`, `mutual_information`, `num_parts`.
     """
-    assert isinstance(recipe.problem, BrainNetworks)
     names = sorted(set(subjects.networks))
     networks = np.array([names.index(name) for name in subjects.networks])
     test = subjects.take(subjects.folds == fold)
     train = subjects.take(subjects.folds != fold)
-    # The scale of training, so that the model sees what it knows.
-    scaled = (test.connectivity - train.connectivity.mean()) / train.connectivity.var(dim=0).mean().sqrt()
     found: dict[str, dict[str, float]] = {}
     shares: torch.Tensor | None = None
     rows = train.connectivity.mean(dim=0).numpy().astype(np.float64)
-    rng = np.random.default_rng(recipe.seed)
-    for level, assignment in enumerate(model(scaled).assignments, 1):
+    rng = np.random.default_rng(seed)
+    for level, assignment in enumerate(model(test.connectivity).assignments, 1):
         shares = assignment if shares is None else shares @ assignment
         learned = shares.mean(dim=0).argmax(dim=1).numpy()
         ways = {
             "learned": learned,
-            "k-means": cluster_rows(rows, len(np.unique(learned)), seed=recipe.seed),
+            "k-means": cluster_rows(rows, len(np.unique(learned)), seed=seed),
             "chance": rng.permutation(learned),
         }
         for way, parts in ways.items():
@@ -183,16 +195,18 @@ def measure_communities(recipe: Recipe, model: Thc, subjects: Connectomes, fold:
     return found
 
 
-def _bind(cell: Cell, subjects: Connectomes) -> Callable[[], nn.Module]:
-    make = cell.row.make
-    assert make is not None
-    return lambda: make(subjects.num_regions, TASKS[cell.task].num_classes)
+def read_peak_mb() -> float:
+    """Most memory resident in this process since the peak was reset, in MB, with Python, torch and the data."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
 
 
-def _name_model(row: Row) -> str:
-    """What tells a model from another of the same row: its printed layers, at a small size."""
-    if row.make is None:
-        return "ridge"
+def _name_model(cell: Cell) -> str:
+    """What tells a model from another of the same row: its printed layers, at one size."""
+    task = TASKS[cell.task]
+    if cell.row.make is None:
+        return f"ridge {task.spectrum_limit if cell.row.has_limit else 0.0}"
     with torch.device("meta"):
-        model = row.make(116, 2)
+        model = cell.row.make(116, task)
     return f"{getattr(model, 'config', '')}{model}"

@@ -4,8 +4,8 @@ The model runs on torch's meta device, which has shapes but no numbers, with a h
 Counted are linear layers, convolutions, both products of attention, the weighted means that make clusters, distances
 between tokens as N²E (inside each part where there are several), and the exchange between dynamic tokens and maps as
 one multiplication for each feature of each cell. That is the rule of the official counter, so its figures can be
-compared; what a program really does differs: dense exchange multiplies more, and above 4096 tokens distances are
-computed twice.
+compared; what a program really does differs: dense exchange multiplies more, some distances are computed a second time
+instead of kept (from 4096 tokens on all of them), and those to centers are computed for some tokens only.
 
 Left out: norms, activations, biases, sums and comparisons, which make less than 1 % in all.
 """
@@ -22,7 +22,7 @@ from models.paca_seg import PaCaSegHead
 from models.paca_vit import PaCaAttention
 from models.tcformer_v2 import ClusterAttention, ClusterBlock
 from models.token_blocks import Ctm, TokenAttention, TokenMlp
-from models.token_merging import Links
+from models.token_exchange import Links
 
 PICTURES = {  # models of the same task beside each other, with the sides of the pictures
     "classification": (

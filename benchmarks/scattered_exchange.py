@@ -1,6 +1,6 @@
 """TCFormer with the exchange between tokens and maps as the paper describes it: features are scattered and added up.
 
-A yardstick: what the dense matrices and gathers of `models/token_merging.py` save. Clustering, attention and weights
+A yardstick: what the dense matrices and gathers of `models/token_exchange.py` save. Clustering, attention and weights
 are the model's own.
 
 Source: Zeng et al. 2022, section 3.3, "token-to-map" and "map-to-token": every cell of the finest grid carries the
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from models import tcformer, tcformer_v2, token_blocks
 from models.layers import map_to_tokens, tokens_to_map
-from models.token_merging import EPS, Links, grid_index
+from models.token_exchange import Links, grid_index
+from models.token_merging import EPS
 
 
 @contextmanager
@@ -31,13 +32,13 @@ def with_scattered_exchange() -> Iterator[None]:
 
 
 def scatter_to_map(x: Tensor, links: Links) -> Tensor:
-    """As `token_merging.token2map`."""
+    """As `token_exchange.token2map`."""
     token, place = _ends(links, x)
     return tokens_to_map(_scatter(x, token, place, num_targets=links.grid[0] * links.grid[1]), links.grid)
 
 
 def scatter_to_tokens(fmap: Tensor, links: Links) -> Tensor:
-    """As `token_merging.map2token`."""
+    """As `token_exchange.map2token`."""
     token, place = _ends(links, fmap)
     return _scatter(map_to_tokens(fmap), place, token, num_targets=links.num_tokens)
 

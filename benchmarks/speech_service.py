@@ -102,13 +102,14 @@ class SpeechService:
 
 
 @contextmanager
-def run_speech_service(bundle: Path, log: Path, *, library: Path | None) -> Iterator[SpeechService]:
-    """Run our service with this bundle alone until the block ends; all settings but the deadline are the default ones.
+def run_speech_service(bundle: Path, log: Path, *, library: Path | None, num_ranks: int = 0) -> Iterator[SpeechService]:
+    """Run our service with this bundle alone until the block ends; all other settings are the default ones.
 
     Args:
         bundle: its folder.
         log: file for what it writes; folders are made.
         library: of the native kernel; None lets programs run their portable bodies.
+        num_ranks: processes that share a long recording.
     Raises: RuntimeError if it does not start, or another kernel runs than was asked for.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,7 @@ def run_speech_service(bundle: Path, log: Path, *, library: Path | None) -> Iter
             "SERVICE_CACHE": str(CACHE.resolve()),
             "SERVICE_DEVICE": "cpu",
             "SERVICE_PORT": "0",
+            "SERVICE_RANKS": str(num_ranks),
             "SERVICE_REQUEST_TIMEOUT_SECONDS": str(REQUEST_SECONDS),
         } | ({"SERVICE_NATIVE_LIBRARY": str(library.resolve())} if library else {})
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SERVICE_")}

@@ -1,4 +1,4 @@
-"""Make a bundle: `python -m export SOURCE [--out bundles/NAME]`.
+"""Make a bundle: `python -m export SOURCE [--runtime RUNTIME]… [--out FOLDER]`.
 
 SOURCE is the folder of a training run, or a bundle whose programs are made again from its weights.
 `python -m export convert` makes a bundle of a checkpoint that others published.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.build_native import build_native
-from export.bundles import write_bundle
+from export.bundles import PROGRAMS, write_bundle
 from export.convert import Wishes, convert, read_settings
 from export.published import PUBLISHED
 from export.source import read_source
@@ -19,6 +19,7 @@ from service.bundle import Manifest
 
 BUILD_NATIVE = "build-native"
 CONVERT = "convert"
+MADE = Path("build/programs")  # bundles of programs that are made where they are used; see `make programs`
 
 
 def main() -> None:
@@ -40,11 +41,23 @@ def _export(arguments: Sequence[str]) -> None:
         "builds the native kernel of clustered attention; both have their own --help.",
     )
     parser.add_argument("source", type=Path, help="folder of a training run, or a bundle")
-    parser.add_argument("--out", type=Path, help="the bundle's folder; by default bundles/NAME")
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        choices=list(PROGRAMS),
+        help="what the bundle gets a program for, also several times; by default onnx alone",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"the bundle's folder; by default bundles/NAME, or {MADE}/NAME where not ONNX alone is asked for",
+    )
     parsed = parser.parse_args(arguments)
     source, model = read_source(parsed.source)
-    out: Path = parsed.out or Path("bundles") / source.name
-    _tell(out, write_bundle(source, model, out))
+    runtimes = list(dict.fromkeys(parsed.runtime or ["onnx"]))
+    home = Path("bundles") if runtimes == ["onnx"] else MADE
+    out: Path = parsed.out or home / source.name
+    _tell(out, write_bundle(source, model, out, runtimes=runtimes))
 
 
 def _convert(arguments: Sequence[str]) -> None:
@@ -59,6 +72,9 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--license", help="of the checkpoint; it goes into manifest and model card")
     parser.add_argument("--key", help="where the file has its weights, such as model_ema; by default it is looked for")
     parser.add_argument(
+        "--max-batch", type=int, help="pictures that may run together; more than by default pays on a GPU"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -69,7 +85,13 @@ def _convert(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(arguments)
     try:
         settings = read_settings(parsed.set)
-        wishes = Wishes(labels=parsed.labels, license=parsed.license, key=parsed.key, settings=settings)
+        wishes = Wishes(
+            labels=parsed.labels,
+            license=parsed.license,
+            key=parsed.key,
+            max_batch=parsed.max_batch,
+            settings=settings,
+        )
         source, model, out = convert(parsed.config, parsed.checkpoint, parsed.out, wishes)
         _tell(out, write_bundle(source, model, out))
     except (OSError, ValueError) as error:

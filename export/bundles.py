@@ -1,6 +1,7 @@
-"""Writing a bundle: program, weights, golden vectors, model card, manifest; complete or not at all."""
+"""Writing a bundle: programs, weights, golden vectors, model card, manifest; complete or not at all."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,33 @@ from torch import nn
 
 from export.model_card import render_model_card
 from export.onnx_program import OPSET, export_onnx
-from export.parity import measure_parity
+from export.parity import join_parities, measure_parity
+from export.plan import Plan
 from export.planners import make_plan
 from export.source import WEIGHTS, Source
-from service.bundle import FORMAT_VERSION, MANIFEST, Conversion, Golden, Manifest, hash_file, write_manifest
-from service.runtimes.onnx import open_onnx
+from export.torchscript_program import export_torchscript
+from service.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SEQUENCE_PARALLEL,
+    Conversion,
+    Golden,
+    Manifest,
+    Parity,
+    hash_file,
+    write_manifest,
+)
+from service.runtimes import RUNTIMES
 
 PROGRAM = "model.onnx"
+PROGRAMS = {"onnx": PROGRAM, "torchscript": "model.pt"}  # runtime → its file; those are all that there are
 GOLDEN = "golden.npz"
 CARD = "MODEL_CARD.md"
 # Other processors order sums differently; a wrong weight or a wrong pixel is orders of magnitude above this.
 ATOL, RTOL = 1e-4, 1e-3
 
 
-def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
+def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Sequence[str] = ("onnx",)) -> Manifest:
     """Write the bundle of a model, trained here or converted.
 
     Trained weights are stored as float16, which they were rounded to before they were measured; converted ones as
@@ -33,9 +47,10 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
         source: facts about the weights.
         model: with the weights, in evaluation mode.
         out: the bundle's folder; replaced as a whole once the new one is complete.
+        runtimes: that it gets programs for, of `PROGRAMS`.
     Returns: the manifest written.
     Raises: ValueError if the task has no export, the model is of a kind that has no program for it, float16 does not
-        hold trained weights, or the program is not the model's equal.
+        hold trained weights, or a program is not the model's equal.
     """
     plan = make_plan(source, model)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +59,8 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
         folder.mkdir()
         dtype = torch.float32 if isinstance(source.origin, Conversion) else torch.float16
         save_weights(model, folder / WEIGHTS, dtype=dtype)
-        export_onnx(plan, folder / PROGRAM, weights=folder / WEIGHTS)
-        runtime = open_onnx(folder / PROGRAM, device="cpu")
-        parity = measure_parity(plan, runtime)
-        runtime.close()
+        parity = join_parities([_write_program(plan, folder, runtime) for runtime in runtimes])
+        programs = {runtime: PROGRAMS[runtime] for runtime in runtimes}
         arrays = {f"input.{name}": array for name, array in plan.golden.items()}
         kept = plan.golden_outputs or plan.output_names
         arrays |= {f"output.{name}": array for name, array in plan.run(plan.golden).items() if name in kept}
@@ -57,8 +70,9 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
             "spec": plan.spec,
             "length_buckets": plan.length_buckets,
             "short_length": plan.short_length,
-            "programs": {"onnx": PROGRAM},
-            "opset": OPSET,
+            "long_length": plan.long_length,
+            "programs": programs | ({SEQUENCE_PARALLEL: WEIGHTS} if plan.long_length is not None else {}),
+            "opset": OPSET if "onnx" in runtimes else None,
             "inputs": plan.inputs,
             "outputs": plan.outputs,
             "golden": Golden(
@@ -75,6 +89,23 @@ def write_bundle(source: Source, model: nn.Module, out: Path) -> Manifest:
         write_manifest(folder, manifest)
         _move(folder, out)
     return manifest
+
+
+def _write_program(plan: Plan, folder: Path, runtime: str) -> Parity:
+    """Export a program and compare it with the module.
+
+    Raises: ValueError as `write_bundle`.
+    """
+    path = folder / PROGRAMS[runtime]
+    if runtime == "torchscript":
+        export_torchscript(plan, path)
+    else:
+        export_onnx(plan, path, weights=folder / WEIGHTS)
+    opened = RUNTIMES[runtime](path, device="cpu")
+    try:
+        return measure_parity(plan, opened)
+    finally:
+        opened.close()
 
 
 def save_weights(model: nn.Module, path: Path, *, dtype: torch.dtype) -> None:

@@ -26,7 +26,6 @@ from service.tasks import TASKS
 
 VERSION = "1.0.0"
 MAX_BODY_BYTES = 20_000_000
-MAX_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +36,14 @@ class Wishes:
         labels: file with the name of one class in each line; None numbers them.
         license: of the checkpoint.
         key: where a pickled checkpoint has its weights.
+        max_batch: samples that may run together.
         settings: fields of the task's spec that differ from the published, and `mean` and `std`.
     """
 
     labels: Path | None = None
     license: str | None = None
     key: str | None = None
+    max_batch: int | None = None
     settings: Mapping[str, Any] | None = None
 
 
@@ -52,16 +53,21 @@ def convert(config: str, checkpoint: Path, out: Path | None, wishes: Wishes) -> 
     Args:
         config: name of the configuration, ours or its publishers'.
         checkpoint: safetensors, or what `torch.save` wrote.
-        out: folder of the bundle to be made; its name is the bundle's. None is `bundles/CONFIG-DATA`.
+        out: folder of the bundle to be made, which must not exist; its name is the bundle's. None is
+            `bundles/CONFIG-DATA`.
         wishes: what differs from the published.
     Returns: facts, the model with the weights, float32, in evaluation mode, and the bundle's folder.
     Raises: ValueError if there is no such configuration or no task for it, the file is no checkpoint or another one's,
-        or labels, settings or name do not fit; pydantic's ValidationError; FileNotFoundError.
+        labels, settings or name do not fit, or the folder exists; pydantic's ValidationError; FileNotFoundError.
     """
     builder, publication = find_publication(config)
     out = out or Path("bundles") / f"{builder}-{publication.data.name}"
     if not re.fullmatch(NAME_PATTERN, out.name):
         raise ValueError(f"the bundle would be named {out.name!r}; small letters, digits and hyphens can be; change it")
+    if out.exists():
+        raise ValueError(f"{out} exists; name another folder with --out, or remove this one")
+    if wishes.max_batch is not None and wishes.max_batch < 1:
+        raise ValueError(f"max_batch={wishes.max_batch}; it is at least 1")
     labels = read_labels(wishes.labels) if wishes.labels else number_labels(publication.data.num_classes)
     spec, normalisation = _prepare_inputs(publication, wishes.settings or {}, labels)
     model = BUILDERS[builder](num_classes=len(labels))
@@ -90,7 +96,7 @@ def convert(config: str, checkpoint: Path, out: Path | None, wishes: Wishes) -> 
         normalisation=normalisation,
         spec=spec,
         max_body_bytes=MAX_BODY_BYTES,
-        max_batch=MAX_BATCH,
+        max_batch=publication.max_batch if wishes.max_batch is None else wishes.max_batch,
         quality={},
     )
     return source, model.eval(), out
@@ -149,7 +155,10 @@ def _load(model: nn.Module, publication: Publication, checkpoint: Path, wishes: 
     state = read_checkpoint(checkpoint, key=wishes.key)
     for part, task in UNSERVED_PARTS.items():
         if name := next((name for name in state if name.startswith(part)), None):
-            raise ValueError(f"{checkpoint} holds {name}; it needs a task for {task}, which this service does not have")
+            raise ValueError(
+                f"{checkpoint} holds {name}; it needs a task for {task}, which this service does not have; "
+                "classifiers and models for segmentation can be converted"
+            )
     bias = state.get(publication.class_bias)
     if bias is not None and bias.numel() != num_labels:  # told in words before shapes tell it
         expected = f"{wishes.labels} names" if wishes.labels else "the published one has"

@@ -1,12 +1,12 @@
-"""What a classifier's program can tell of its clusters, so that the service explains answers with them."""
+"""What a program of pictures can tell of its clusters, so that the service explains answers with them."""
 
 import torch
 from torch import Tensor, nn
 
+from models.paca_teacher import PaCaTeacherViTClassifier
 from models.paca_vit import PaCaViT, PaCaViTClassifier
 from models.tcformer import TCFormer
 from service.tasks.explanations import ClusteredStage, ExplanationSpec
-from service.tasks.pictures import PictureSpec
 
 
 class EvidenceModel(nn.Module):
@@ -16,7 +16,7 @@ class EvidenceModel(nn.Module):
         model: the classifier.
     """
 
-    def __init__(self, model: PaCaViTClassifier) -> None:
+    def __init__(self, model: PaCaViTClassifier | PaCaTeacherViTClassifier) -> None:
         super().__init__()
         self.model = model
 
@@ -31,24 +31,23 @@ class EvidenceModel(nn.Module):
         return logits, [*clusters, evidence]
 
 
-def describe_explanation(model: nn.Module, framing: PictureSpec) -> ExplanationSpec | None:
-    """Tell which clusters explain a classifier's answers; None where it has no clusters or does not tell its evidence.
+def describe_explanation(model: nn.Module, *, height: int, width: int) -> ExplanationSpec | None:
+    """Tell which clusters explain a model's answers; None where it has none.
 
     Args:
-        model: a classifier of pictures.
-        framing: size of the pictures.
+        model: a classifier or segmenter of pictures with a PaCa-ViT or a TCFormer as its backbone.
+        height, width: of the pictures.
     """
+    blank = torch.zeros(1, 3, height, width)
     with torch.inference_mode():
-        blank = torch.zeros(1, 3, framing.height, framing.width)
-        if isinstance(model, PaCaViTClassifier):
-            grids = [None if stage.clusters is None else stage.grid for stage in model.backbone(blank)]
-            stages = _number(grids)
-            return ExplanationSpec(kind="patch_clusters", stages=stages) if stages else None
         if isinstance(model.backbone, TCFormer):
             links = [level.links for level in model.backbone(blank)]
             stages = _number([None if link.token_of_cell is None else link.cell_grid for link in links])
             return ExplanationSpec(kind="token_regions", stages=stages)
-    return None
+        assert isinstance(model.backbone, PaCaViT)
+        outputs = model.see(blank) if isinstance(model, PaCaTeacherViTClassifier) else model.backbone(blank)
+    stages = _number([None if stage.clusters is None else stage.grid for stage in outputs])
+    return ExplanationSpec(kind="patch_clusters", stages=stages) if stages else None
 
 
 def _number(grids: list[tuple[int, int] | None]) -> tuple[ClusteredStage, ...]:

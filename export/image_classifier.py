@@ -29,8 +29,10 @@ def plan_image_classifier(source: Source, model: nn.Module) -> Plan:
         kinds = ", ".join(kind.__name__ for kind in KINDS)
         raise ValueError(f"{type(model).__name__} has no image classification program; one of {kinds} has")
     spec = ImageClassificationSpec.model_validate(source.spec)
-    explanation = describe_explanation(model, spec)
-    explained = EvidenceModel(model) if isinstance(model, PaCaViTClassifier) and explanation is not None else model
+    explanation = describe_explanation(model, height=spec.height, width=spec.width)
+    explained: nn.Module = model
+    if isinstance(model, PaCaViTClassifier | PaCaTeacherViTClassifier) and explanation is not None:
+        explained = EvidenceModel(model)
     return plan_pictures(
         explained,
         source.normalisation,

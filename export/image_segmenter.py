@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from export.explanations import describe_explanation
 from export.picture_program import plan_pictures
 from export.plan import Plan
 from export.source import Source
@@ -37,7 +38,15 @@ def plan_image_segmenter(source: Source, model: nn.Module) -> Plan:
         interpolation="bicubic",
         max_pixels=source.spec["max_pixels"],
     )
-    plan = plan_pictures(model, source.normalisation, framing, spec=source.spec, num_crops=NUM_PARITY_PICTURES)
+    explanation = describe_explanation(model, height=height, width=width)
+    told = None if explanation is None else explanation.model_dump(mode="json")
+    plan = plan_pictures(
+        model,
+        source.normalisation,
+        framing,
+        spec=source.spec | {"explanation": told},
+        num_crops=NUM_PARITY_PICTURES,
+    )
     # Cluster maps of pictures this large take more room than the weights, and parity has compared them.
     golden = {name: array[:1] for name, array in plan.golden.items()}
     return replace(plan, golden=golden, golden_outputs=("logits",))

@@ -1,5 +1,7 @@
 """How far a program is from the module it was made of."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,6 +47,21 @@ def measure_parity(plan: Plan, runtime: Runtime) -> Parity:
         max_relative_error=worst,
         share_of_rows_off=shares if plan.max_share_off else {},
     )
+
+
+def join_parities(parities: Sequence[Parity]) -> Parity:
+    """Take the worst of several programs of one plan."""
+    first, *others = parities
+    for other in others:
+        worst, shares = (
+            {name: max(value, b[name]) for name, value in a.items()}
+            for a, b in (
+                (first.max_relative_error, other.max_relative_error),
+                (first.share_of_rows_off, other.share_of_rows_off),
+            )
+        )
+        first = first.model_copy(update={"max_relative_error": worst, "share_of_rows_off": shares})
+    return first
 
 
 def row_errors(found: AnyArray, expected: AnyArray) -> npt.NDArray[np.float64]:

@@ -31,6 +31,7 @@ class Plan:
             differently; 0 where nothing is decided.
         length_buckets: longest lengths that are batched together; none where all samples have one shape.
         short_length: above it samples are long; None where there are none.
+        long_length: above it samples may be spread over ranks; None where the model cannot be, or none is as long.
     """
 
     program: nn.Module
@@ -45,6 +46,7 @@ class Plan:
     max_share_off: float = 0.0
     length_buckets: tuple[int, ...] = ()
     short_length: int | None = None
+    long_length: int | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -59,6 +59,8 @@ class Publication:
         renames: official names → ours.
         prepare: what the official tensors need before.
         class_bias: official name of a tensor that has one number for each class.
+        max_batch: samples that may run together. A service tries batches up to it when it first starts, several times
+            each, and these models take tenths of a second to seconds for one picture on a core.
         spec: what the task wants to know, without labels.
         normalisation: that the program does.
     """
@@ -72,6 +74,7 @@ class Publication:
     renames: Renames
     prepare: Prepare = dict
     class_bias: str = "head.bias"
+    max_batch: int = 8
     spec: Mapping[str, Any]
     normalisation: Normalisation = IMAGENET
 
@@ -133,6 +136,7 @@ def _paca_seg(official: str) -> Publication:
         data=ADE20K,
         renames=paca_seg_renames("conv", num_stages=NUM_STAGES),
         class_bias="decode_head.conv_seg.bias",
+        max_batch=4,
         spec={"height": 512, "width": 512, "fill": FILL, "max_pixels": MAX_PIXELS},
     )
 
@@ -166,6 +170,7 @@ _THC = Publication(
     renames=THC,
     prepare=_name_encoders_once,
     class_bias="readout_list.0.fc.4.bias",
+    max_batch=32,
     spec={
         "atlas": "CC200",
         "regions": [f"region_{index}" for index in range(1, 201)],
@@ -218,7 +223,10 @@ def find_publication(name: str) -> tuple[str, Publication]:
     Raises: ValueError if there is none, or none that can be served.
     """
     if name in UNSERVED:
-        raise ValueError(f"{name} needs a task for {UNSERVED[name]}, which this service does not have")
+        raise ValueError(
+            f"{name} needs a task for {UNSERVED[name]}, which this service does not have; one of "
+            f"{', '.join(PUBLISHED)} can be converted"
+        )
     for builder, publication in PUBLISHED.items():
         if name in (builder, publication.official):
             return builder, publication

@@ -31,6 +31,7 @@ NEAR = 1e-5  # relative error of the features at which a tie counts as near; flo
 MAX_SHARE_OFF = 0.05
 FIRST_BUCKET_SECONDS, BUCKET_RATIO = 1.5, 1.4
 SHORT_SECONDS = 30.0
+LONG_SECONDS = 300.0  # up to it a recording takes the ordinary program about 0.2 GB
 
 
 class SpeechRecognizerProgram(nn.Module):
@@ -88,7 +89,7 @@ def plan_speech_recognizer(source: Source, model: nn.Module) -> Plan:
         outputs.append(TensorSpec(name="clusters", dtype="int32", shape=shape))
     batches = tuple(pad(cut_recordings(spec, seconds)) for seconds in PARITY_SECONDS)
     seconds = [int(length) * spec.features.hop_seconds for batch in batches for length in batch["lengths"]]
-    buckets, short = make_buckets(spec), _count_frames(SHORT_SECONDS, spec)
+    buckets = make_buckets(spec)
     return Plan(
         program=program,
         spec=source.spec | {"has_clusters": spec.has_clusters},
@@ -107,7 +108,8 @@ def plan_speech_recognizer(source: Source, model: nn.Module) -> Plan:
         parity_batches=batches,
         max_share_off=MAX_SHARE_OFF if spec.has_clusters else 0.0,
         length_buckets=buckets,
-        short_length=min(buckets, key=lambda bucket: abs(bucket - short)) if short < buckets[-1] else None,
+        short_length=_nearest_bucket(SHORT_SECONDS, buckets, spec),
+        long_length=_nearest_bucket(LONG_SECONDS, buckets, spec),
     )
 
 
@@ -141,6 +143,12 @@ def make_buckets(spec: SpeechRecognitionSpec) -> tuple[int, ...]:
         return (last,)
     number = math.ceil(math.log(last / first) / math.log(BUCKET_RATIO))
     return tuple(round(first * (last / first) ** (index / number)) for index in range(number + 1))
+
+
+def _nearest_bucket(seconds: float, buckets: tuple[int, ...], spec: SpeechRecognitionSpec) -> int | None:
+    """Choose the bucket that is nearest to a length; None if no recording is longer."""
+    wanted = _count_frames(seconds, spec)
+    return min(buckets[:-1], key=lambda bucket: abs(bucket - wanted)) if wanted < buckets[-1] else None
 
 
 def _count_frames(seconds: float, spec: SpeechRecognitionSpec) -> int:

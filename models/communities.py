@@ -5,7 +5,7 @@ learned centres ("ocread").
 
 Source: Dai et al. 2023 (THC) and its official code (github.com/DDVD233/THC @9af3a57); Kan et al. 2022 (BNT) and its
 code (github.com/Wayfear/BrainNetworkTransformer @8a588aa) for squared projections; Xie et al. 2016 (DEC) for the
-sharpening loss.
+sharpening loss; Newman 2006 and Reichardt and Bornholdt 2006 for modularity.
 Deliberately absent: hard assignments, a number of communities that is found in the data.
 """
 
@@ -19,6 +19,7 @@ Scope = Literal["subject", "batch", "stored"]
 Similarity = Literal["projection", "squared-projection", "student-t"]
 
 ENTROPY_WEIGHT = 0.2  # official code, learnable_assignment.py
+MODULARITY_WEIGHT = 20.0  # ours: beside cross-entropy, enough to move the centres in a hundred steps
 TINY = 1e-30  # shares and sums below count as this much: their logarithms and quotients stay finite
 
 
@@ -115,26 +116,45 @@ def sharpening_loss(assignment: Tensor) -> Tensor:
     return F.kl_div(shares.clamp(min=TINY).log(), target.detach(), reduction="sum") / shares.shape[0]
 
 
+def modularity_loss(shares: Tensor, connectivity: Tensor, resolution: float) -> Tensor:
+    """Minus the modularity: falls as regions of one community are connected more than their strengths let expect.
+
+    Args:
+        shares: (B, R, C), of the communities in each region.
+        connectivity: (B, R, R), symmetric; negative connections do not count.
+        resolution: weight of what is expected; more than 1 makes more and smaller communities.
+    Returns: a scalar, mean over subjects, times 20.
+    Source: Newman 2006, equation 4, with shares for memberships (Tsitsulin et al. 2023) and a resolution (Reichardt and
+        Bornholdt 2006). No part of THC.
+    """
+    weights = connectivity.clamp(min=0)
+    strengths = weights.sum(dim=2)
+    total = strengths.sum(dim=1, keepdim=True).clamp(min=TINY)
+    within = (weights @ shares * shares).sum(dim=(1, 2)) / total[:, 0]
+    expected = (strengths / total)[:, None] @ shares  # (B, 1, C), strength of each community
+    return MODULARITY_WEIGHT * (resolution * expected.square().sum(dim=(1, 2)) - within).mean()
+
+
 class SharedMean(nn.Module):
     """What an assignment is made from: a subject's own array, or one mean for all subjects.
 
     Args:
         shape: of the array of one subject.
         scope: "subject": its own. "batch": the mean over the batch, as published; an answer then depends on who else is
-            asked about. "stored": in training the mean over the batch, in evaluation the running mean of these, zeros
-            until there was a batch.
+            asked about. "stored": in training the mean over the batch, in evaluation the running mean of these.
         momentum: weight of a new batch in the running mean; the first ones weigh alike.
+        start: the running mean until there was a batch.
     """
 
     mean: Tensor
     num_batches: Tensor
 
-    def __init__(self, *shape: int, scope: Scope, momentum: float) -> None:
+    def __init__(self, *shape: int, scope: Scope, momentum: float, start: float = 0.0) -> None:
         super().__init__()
         self.scope = scope
         self.momentum = momentum
         if scope == "stored":
-            self.register_buffer("mean", torch.zeros(shape))
+            self.register_buffer("mean", torch.full(shape, start))
             self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:

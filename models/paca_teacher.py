@@ -16,7 +16,16 @@ from torch.nn import functional as F
 
 from models.clustering import soft_assignment
 from models.layers import map_to_tokens, tokens_to_map
-from models.paca_vit import PACA_VIT_BASE, PACA_VIT_TINY, PaCaStage, PaCaViT, PaCaViTConfig, StageOutput, initialise
+from models.paca_vit import (
+    PACA_VIT_BASE,
+    PACA_VIT_TINY,
+    PaCaStage,
+    PaCaViT,
+    PaCaViTConfig,
+    StageOutput,
+    initialise,
+    share_logits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +196,20 @@ class PaCaTeacherViTClassifier(nn.Module):
             image: (B, 3, Y, X), normalised.
         Returns: logits (B, L) and, for each clustered stage, the assignment (B, C, N).
         """
+        return self._answer(self.see(image))
+
+    def explain(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Classify, and tell what each patch of the last stage adds to each logit.
+
+        Args:
+            image: (B, 3, Y, X), normalised.
+        Returns: as of `PaCaViTClassifier.explain`; the teacher's features are part of what a patch adds.
+        """
+        outputs = self.see(image)
+        return *self._answer(outputs), share_logits(self.head, outputs[-1])
+
+    def see(self, image: Tensor) -> list[StageOutput]:
+        """Normalised pictures (B, 3, Y, X) → outputs of the led stages, coarsest last."""
         outputs: list[StageOutput] = []
         lessons: list[Lesson] = []
         for i, stage in enumerate(self.backbone.stages):
@@ -195,6 +218,9 @@ class PaCaTeacherViTClassifier(nn.Module):
             lessons = lessons or self.teacher(tokens_to_map(x, grid))
             features = lessons[i].features if self.config.adds_features else None
             outputs.append(stage.attend(x, grid, clusters=lessons[i].clusters, features=features))
+        return outputs
+
+    def _answer(self, outputs: list[StageOutput]) -> tuple[Tensor, list[Tensor]]:
         clusters = [output.clusters for output in outputs if output.clusters is not None]
         return self.head(outputs[-1].tokens.mean(dim=1)), clusters
 

@@ -309,12 +309,21 @@ class PaCaViTClassifier(nn.Module):
             the logits, as the norm comes before the mean and the head is linear; the bias is spread evenly.
         """
         stages = self.backbone(image)
-        tokens, grid = stages[-1].tokens, stages[-1].grid
-        return *self._answer(stages), tokens_to_map(self.head(tokens) / tokens.shape[1], grid)
+        return *self._answer(stages), share_logits(self.head, stages[-1])
 
     def _answer(self, stages: Sequence[StageOutput]) -> tuple[Tensor, list[Tensor]]:
         clusters = [stage.clusters for stage in stages if stage.clusters is not None]
         return self.head(stages[-1].tokens.mean(dim=1)), clusters
+
+
+def share_logits(head: nn.Module, last: StageOutput) -> Tensor:
+    """Share out the logits that a linear head gives for the mean of a stage's tokens: (B, L, Y, X), each patch's part.
+
+    Args:
+        head: (B, N, E) → (B, N, L).
+        last: the stage.
+    """
+    return tokens_to_map(head(last.tokens) / last.tokens.shape[1], last.grid)
 
 
 def _clustering(config: PaCaViTConfig, stage: int, block: int) -> nn.Module | None:

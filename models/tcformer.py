@@ -27,7 +27,8 @@ from models.token_blocks import (
     TokenBlock,
     Tokens,
 )
-from models.token_merging import link_tokens, take_tokens, token2map
+from models.token_exchange import link_tokens, token2map
+from models.token_merging import take_tokens
 
 NORM_EPS = 1e-6  # official code: norms of blocks and stages of the backbone
 
@@ -343,6 +344,10 @@ def initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, Ctm):
+        # Officially a convolution. Started smaller, the strided one beside it would hide what tells the four tokens of
+        # its cells apart, and clusters would become its grid: from scratch they did, and stayed so.
+        module.skip.reset_parameters()
     if isinstance(module, TokenBlock):
         nn.init.zeros_(module.attention.proj.weight)
         nn.init.zeros_(module.mlp.fc2.weight)

@@ -29,7 +29,8 @@ from models.tcformer import (
     regions,
 )
 from models.token_blocks import REDUCTION_EPS, Clustering, TokenMlp, Tokens
-from models.token_merging import Grid, token2map, token_downup
+from models.token_exchange import Grid, token2map
+from models.token_merging import token_downup
 from models.token_parts import LocalClustering
 
 

@@ -8,7 +8,8 @@ official code (github.com/DDVD233/THC @9af3a57).
 Differs: an assignment is made from the subject's own attention unless `scope` says otherwise (officially from the mean
 over the batch, so that answers depend on the other subjects); the encoder is small unless it is "flat"; a community is
 kept where the top-k mask would leave none; a variational encoder, which the paper's summary names and the code lacks; a
-linear path from the connections to the logits and a mean that is taken away first, both options of ours.
+limit of the spectrum, a standard of the connections, a modularity loss, a linear readout and a linear path from
+connections to logits, the last five ours.
 Deliberately absent: mixup and the cross-entropy (they belong to training), time series (connectivity is made before).
 """
 
@@ -25,16 +26,17 @@ from models.communities import (
     CentreCommunities,
     LearnedCommunities,
     Scope,
-    SharedMean,
     Similarity,
     count_kept,
+    modularity_loss,
 )
 from models.encoder import EncoderConfig, EncoderLayer
 from models.node_mlps import Connections, Mlp, NodeMlpKind, Readout, VariationalEncoder, make_node_mlp
+from models.spectra import Standard, limit_spectrum
 
 Assignment = Literal["learnable", "ocread"]
 Encoder = NodeMlpKind | Literal["none"]
-Combination = Literal["sum", "mean", "max", "concat", "global", "last"]
+Combination = Literal["sum", "mean", "max", "concat", "global", "last", "linear"]
 
 COMBINING_DIMS = (256, 32)  # hidden layers of the MLP over all votes, in the official code
 
@@ -65,14 +67,20 @@ class ThcConfig:
         is_variational: whether the encoder is a `VariationalEncoder`.
         readout: how the levels' votes become one: "sum", "mean", "max" or an MLP over them, "concat"; or one readout of
             the nodes of all levels, "global", or of the last level, "last" (readout, hierarchical, global_pooling).
+            "linear", ours, is one linear layer over the features of all levels' nodes, which starts at zero: from few
+            subjects an MLP learns the subjects.
         readout_dim: features of a node that a readout keeps (feature_reduction_dim; officially 8 where there is one
             readout).
         readout_hidden_dim: width of a readout's first hidden layer (readout_hidden_size; officially 256 where there is
             one readout).
         dropout: as in `EncoderConfig`, and of the attention weights.
         has_attention_noise: whether logistic noise is added to attention scores in training (att_noise).
-        is_centred: whether the mean connectivity of the training subjects is taken away first: a running mean as with
-            scope "stored", in training that of the batch. Ours.
+        spectrum_limit: above which eigenvalues of the connectivity are held back, see `limit_spectrum`; 0 is no limit.
+            Ours.
+        is_standardised: whether connections are brought to unit spread, and the linear path sees only the difference
+            from the mean of the training subjects, see `Standard`. Ours.
+        resolutions: of a `modularity_loss` of each level that pools; none by default. Ours: what serves the class alone
+            need not be a community of regions that are connected.
         has_linear_path: whether one linear layer over the connections, which starts at zero, votes beside the readouts.
             Ours; from few subjects it learns what a ridge classifier does, and the levels add to it.
     """
@@ -99,7 +107,9 @@ class ThcConfig:
     readout_hidden_dim: int = 256
     dropout: float = 0.1
     has_attention_noise: bool = False
-    is_centred: bool = False
+    spectrum_limit: float = 0.0
+    is_standardised: bool = False
+    resolutions: tuple[float, ...] = ()
     has_linear_path: bool = False
 
     def __post_init__(self) -> None:
@@ -112,6 +122,8 @@ class ThcConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be one of {', '.join(options)}")
         if len(self.sizes) != len(self.pooling):
             raise ValueError(f"pooling has {len(self.pooling)} entries; sizes has {len(self.sizes)} levels")
+        if len(self.resolutions) not in {0, sum(self.pooling)}:
+            raise ValueError(f"resolutions has {len(self.resolutions)} entries; {sum(self.pooling)} levels pool")
         if self.is_variational and self.encoder == "none":
             raise ValueError('is_variational needs an encoder; encoder is "none"')
         for num_nodes, size, is_pooled in zip(self.num_nodes, self.sizes, self.pooling, strict=True):
@@ -234,7 +246,9 @@ class Thc(nn.Module):
             identity = torch.empty(config.num_regions, config.identity_dim)
             self.identity = nn.Parameter(nn.init.kaiming_normal_(identity))
         self.levels = nn.ModuleList(ThcLevel(config, level) for level in range(len(config.sizes)))
-        read_sizes = {"global": (sum(config.sizes),), "last": config.sizes[-1:]}.get(config.readout, config.sizes)
+        read_sizes = {"global": (sum(config.sizes),), "last": config.sizes[-1:], "linear": ()}.get(
+            config.readout, config.sizes
+        )
         self.readouts = nn.ModuleList(
             Readout(
                 size,
@@ -247,11 +261,13 @@ class Thc(nn.Module):
         )
         if config.readout == "concat":
             self.combine = Mlp(len(config.sizes) * num_classes, COMBINING_DIMS, num_classes)
-        R = config.num_regions
-        self.centre = SharedMean(R, R, scope="stored", momentum=config.momentum) if config.is_centred else None
+        self.standard = Standard(config.num_regions, momentum=config.momentum) if config.is_standardised else None
+        num_features = sum(config.sizes) * config.dim if config.readout == "linear" else 0
         if config.has_linear_path:
-            self.connections = Connections(R)
-            self.head = nn.Linear(self.connections.number, num_classes)
+            self.connections = Connections(config.num_regions)
+            num_features += self.connections.number
+        if num_features:
+            self.head = nn.Linear(num_features, num_classes)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -261,11 +277,12 @@ class Thc(nn.Module):
         Args:
             connectivity: (B, R, R), one row per region, of the kind that the weights were trained with.
         Returns: logits (B, L), the assignment of each level that pools, and the losses `cluster`, with a variational
-            encoder also `reconstruction` and `divergence`.
+            encoder also `reconstruction` and `divergence`, with resolutions also `modularity`.
         """
-        if self.centre is not None:
-            connectivity = connectivity - self.centre(connectivity)
         x = connectivity
+        if self.config.spectrum_limit:
+            x = limit_spectrum(x, self.config.spectrum_limit)
+        x, difference = (x, x) if self.standard is None else self.standard(x)
         if self.identity is not None:
             x = torch.cat([x, self.identity.expand(x.shape[0], -1, -1)], dim=-1)
         nodes: list[Tensor] = []
@@ -276,13 +293,30 @@ class Thc(nn.Module):
             nodes.append(x)
             assignments += [assignment] if assignment is not None else []
             losses |= {name: losses[name] + loss if name in losses else loss for name, loss in added.items()}
-        logits = self._vote(nodes)
-        if self.config.has_linear_path:
-            logits = logits + self.head(self.connections(connectivity))
-        return BrainOutput(logits, assignments, losses)
+        if self.config.resolutions:
+            losses["modularity"] = self._modularity_loss(assignments, connectivity)
+        return BrainOutput(self._vote(nodes, difference), assignments, losses)
 
-    def _vote(self, nodes: list[Tensor]) -> Tensor:
-        """Nodes (B, C, E) of each level → logits (B, L)."""
+    def _modularity_loss(self, assignments: list[Tensor], connectivity: Tensor) -> Tensor:
+        shares: Tensor | None = None
+        losses = []
+        for assignment, resolution in zip(assignments, self.config.resolutions, strict=True):
+            shares = assignment if shares is None else shares @ assignment  # of a region, through the levels
+            losses.append(modularity_loss(shares, connectivity, resolution))
+        return torch.stack(losses).sum()
+
+    def _vote(self, nodes: list[Tensor], connectivity: Tensor) -> Tensor:
+        """Nodes (B, C, E) of each level and the connectivity (B, R, R) of the linear path → logits (B, L)."""
+        features = [x.flatten(1) for x in nodes] if self.config.readout == "linear" else []
+        if self.config.has_linear_path:
+            features.append(self.connections(connectivity))
+        if self.config.readout == "linear":
+            return self.head(torch.cat(features, dim=1))
+        logits = self._read(nodes)
+        return logits + self.head(features[0]) if features else logits
+
+    def _read(self, nodes: list[Tensor]) -> Tensor:
+        """Nodes (B, C, E) of each level → logits (B, L), as published."""
         readout = self.config.readout
         if readout == "global":
             return self.readouts[0](torch.cat(nodes, dim=1))
@@ -340,12 +374,14 @@ THC_AAL116 = ThcConfig(
     sizes=(24, 6),
     num_heads=2,
     hidden_dim=116,
-    encoder="factorised",
+    assignment="ocread",
+    encoder="none",
     encoder_dim=64,
-    readout_dim=8,
-    readout_hidden_dim=64,
+    readout="linear",
     dropout=0.0,
-    is_centred=True,
+    spectrum_limit=2.0,
+    is_standardised=True,
+    resolutions=(4.0, 2.0),
     has_linear_path=True,
 )
 THC_CC200 = ThcConfig(num_regions=200)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import full_attention
+from models.density_peaks import dpc_knn
 from models.layers import DropPath, map_to_tokens
-from models.token_merging import Grid, Links, dpc_knn, link_tokens, map2token, merge_tokens, token2map
+from models.token_exchange import Grid, Links, link_tokens, map2token, token2map
+from models.token_merging import merge_tokens
 
 REDUCTION_EPS = 1e-5  # official code: norms that are built without an eps, after the patch embedding and in CTM too
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.token_merging import DensityPeaks, Grid, dpc_knn
+from models.density_peaks import DensityPeaks, dpc_knn
+from models.token_exchange import Grid
 
 MAX_PART_PAIRS = 1 << 24  # pairs of tokens compared in one call; parts beyond that wait for the next
 

@@ -11,6 +11,7 @@ RESOLVE = ("install", "--dry-run", "--ignore-installed", "--quiet", "--report", 
 
 # Comes with torch's CUDA build only, which states the exact versions itself.
 UNPINNED_PREFIXES = ("nvidia-", "cuda-", "triton")
+PINNED = ("nvidia-ml-py",)  # no part of it
 
 HEADER = """\
 # Every package of the development set at the version that was tested: Python {python}, Linux x86-64.
@@ -38,7 +39,7 @@ def main() -> None:
     versions["onnxruntime"] = versions["onnxruntime-gpu"]
     print(HEADER.format(python=f"{sys.version_info.major}.{sys.version_info.minor}"), end="")
     for name in sorted(versions):
-        if not name.startswith(UNPINNED_PREFIXES):
+        if name in PINNED or not name.startswith(UNPINNED_PREFIXES):
             print(f"{name}=={versions[name]}")
 
 

@@ -6,14 +6,17 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app
 from service.catalog import Catalog
-from service.errors import BundleError
+from service.errors import BundleError, SettingError
 from service.logs import configure_logs
 from service.settings import Settings, find_unknown_variables
 
@@ -31,19 +34,30 @@ class DrainingServer(uvicorn.Server):
     Args:
         config: uvicorn's.
         catalog: to be drained.
+        side: a server that starts after this one and stops after it, for the metrics.
     """
 
-    def __init__(self, config: uvicorn.Config, catalog: Catalog) -> None:
+    def __init__(self, config: uvicorn.Config, catalog: Catalog, side: "SideServer | None" = None) -> None:
         super().__init__(config)
-        self._catalog = catalog
+        self._catalog, self._side = catalog, side
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._side_task: asyncio.Task[None] | None = None
         self._is_stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the event loop, then start as uvicorn does."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self._side is not None:
+            self._side_task = asyncio.ensure_future(self._side.serve([self._side.socket]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as uvicorn does; the metrics last."""
+        await super().shutdown(sockets)
+        if self._side is not None and self._side_task is not None:
+            self._side.should_exit = True
+            await self._side_task
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Drain at the first signal, end at the second."""
@@ -64,6 +78,31 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+class SideServer(uvicorn.Server):
+    """A server beside another one, on the same event loop; signals are the other one's.
+
+    Args:
+        config: uvicorn's.
+
+    Raises: SettingError if its port is taken.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        try:
+            self.socket = socket.create_server((config.host, config.port), family=family)
+        except OSError as error:
+            raise SettingError(
+                f"SERVICE_METRICS_PORT: {config.host}:{config.port} cannot be listened on: {error}"
+            ) from error
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
 def main() -> int:
     """Start the service and run until a signal; returns the exit status."""
     try:
@@ -78,25 +117,35 @@ def main() -> int:
         logger.warning("%s sets nothing; see docs/operations.md for the settings there are", name)
     try:
         app = create_app(settings)
-    except BundleError as error:
+        server = _make_server(app, settings)
+    except (BundleError, SettingError) as error:
         logger.error("cannot start: %s", error)  # noqa: TRY400 - the message says it all
         return 1
     # What start-up made stays: a full collection over it would hold all threads up every few thousand requests.
     gc.collect()
     gc.freeze()
-    config = uvicorn.Config(
+    server.run()
+    return 0 if server.started else 1
+
+
+def _make_server(app: Any, settings: Settings) -> DrainingServer:
+    # Any: the web framework is known to the application and its routes alone.
+    metrics_app = app.state.metrics_app
+    side = SideServer(_configure(metrics_app, settings.host, settings.metrics_port)) if metrics_app else None
+    return DrainingServer(_configure(app, settings.host, settings.port), app.state.catalog, side)
+
+
+def _configure(app: Any, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        host=host,
+        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing here asks who the client is
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    server = DrainingServer(config, app.state.catalog)
-    server.run()
-    return 0 if server.started else 1
 
 
 if __name__ == "__main__":

@@ -19,12 +19,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from service.collate import bucket_of, pad, stack
+from service.collate import bucket_of, pad, scale_max_batch, stack
 from service.errors import DeadlineExceeded, ModelFailed, NotReady, Overloaded, ServiceError
 from service.metrics import ModelMetrics
 from service.sample import Arrays, Sample
+
+if TYPE_CHECKING:
+    from service.tracing import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +51,16 @@ class Ticket:
         deadline: time of the batcher's clock after which nobody wants the answer.
         is_dead: nobody waits for it, so work on it is dropped.
         times: stage → seconds, for the log.
+        request_id: for the log.
+        trace: gets a span for each stage, where there are traces.
     """
 
     future: "asyncio.Future[Any]"
     deadline: float
     is_dead: bool = False
     times: dict[str, float] = field(default_factory=dict)
+    request_id: str = ""
+    trace: "Trace | None" = None
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +114,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drained: asyncio.Event | None = None
         self._seconds_per_sample = 0.01  # moving average, for Retry-After
+        metrics.queue_limit.set(max_queue)
 
     # On the event loop
 
@@ -119,6 +127,7 @@ class Batcher:
         """
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
+        self._metrics.workers.set(num_workers)
         for index in range(num_workers):
             core = cores[index] if cores else None
             worker = threading.Thread(target=self._work, args=(core,), name=f"worker-{index}", daemon=True)
@@ -146,7 +155,7 @@ class Batcher:
         timer = self._loop.call_later(timeout_seconds, self._expire, ticket, timeout_seconds)
         ticket.future.add_done_callback(lambda _: self._leave(ticket, timer))
         self._num_open += 1
-        self._metrics.queue_depth.set(self._num_open)
+        self._metrics.queue_depth.inc()  # not set: a bundle and the one that replaces it share the gauge for a while
         return ticket
 
     async def drain(self) -> None:
@@ -172,7 +181,11 @@ class Batcher:
         ticket.is_dead = True
         timer.cancel()
         self._num_open -= 1
-        self._metrics.queue_depth.set(self._num_open)
+        self._metrics.queue_depth.dec()
+        if ticket.future.cancelled():
+            self._metrics.abandoned.inc()
+        elif isinstance(ticket.future.exception(), DeadlineExceeded):
+            self._metrics.expired.inc()
         if self._is_draining and not self._num_open and self._drained is not None:
             self._drained.set()
 
@@ -223,7 +236,8 @@ class Batcher:
         if core is not None:
             os.sched_setaffinity(threading.get_native_id(), {core})
         while (batch := self.take()) is not None:
-            self.run(*batch)
+            with self._metrics.batches_in_flight.track_inprogress():
+                self.run(*batch)
 
     def take(self) -> tuple[list[_Waiting], int] | None:
         """Wait for the next batch.
@@ -269,7 +283,7 @@ class Batcher:
         if oldest is None:
             return None, None
         queue = self._waiting[oldest]
-        max_batch = self._max_batch_of(oldest)
+        max_batch = scale_max_batch(self._max_batch, oldest, self._buckets)
         remaining = queue[0].since + self._max_wait - self._clock()
         if self._max_wait and len(queue) < max_batch and remaining > 0:
             return None, remaining
@@ -287,16 +301,15 @@ class Batcher:
     def _is_long(self, bucket: int) -> bool:
         return bucket > self._short_length
 
-    def _max_batch_of(self, bucket: int) -> int:
-        """Most samples of a bucket: as much in all as `max_batch` samples of the first bucket."""
-        return max(1, self._max_batch * self._buckets[0] // bucket) if self._buckets else self._max_batch
-
     def run(self, batch: Sequence[_Waiting], bucket: int) -> None:
         """Run a batch and answer all its tickets in one wake-up of the event loop; never raises."""
         try:
             answers = self._run(batch)
+        except ServiceError as error:
+            answers = [(waiting.ticket, error) for waiting in batch]
         except Exception as error:  # the border of the worker: the error belongs to this batch alone
-            logger.exception("batch failed")
+            request_ids = [waiting.ticket.request_id for waiting in batch]
+            logger.exception("batch failed", extra={"fields": {"request_ids": request_ids}})
             failure = ModelFailed("the model failed on this batch; the input may be sent again; tell the operator")
             failure.__cause__ = error
             answers = [(waiting.ticket, failure) for waiting in batch]
@@ -323,7 +336,7 @@ class Batcher:
         except ServiceError as error:
             return error
         except Exception as error:  # one sample's fault stays its own
-            logger.exception("postprocess failed")
+            logger.exception("postprocess failed", extra={"fields": {"request_id": waiting.ticket.request_id}})
             failure = ModelFailed("the model's answer could not be read; tell the operator")
             failure.__cause__ = error
             return failure
@@ -331,6 +344,8 @@ class Batcher:
             seconds = self._clock() - start
             waiting.ticket.times["postprocess"] = seconds
             self._metrics.postprocess_seconds.observe(seconds)
+            if waiting.ticket.trace is not None:
+                waiting.ticket.trace.add_stage("postprocess", start, start + seconds)
 
     def _observe(self, batch: Sequence[_Waiting], start: float, ran: float) -> None:
         seconds = ran - start
@@ -342,6 +357,17 @@ class Batcher:
         for waiting in batch:
             waiting.ticket.times |= {"queue": start - waiting.since, "run": seconds}
             self._metrics.queue_seconds.observe(start - waiting.since)
+        if traced := [waiting for waiting in batch if waiting.ticket.trace is not None]:
+            _trace(traced, start, ran, size=len(batch))
+
+
+def _trace(traced: Sequence[_Waiting], start: float, ran: float, *, size: int) -> None:
+    """Add the spans of a batch that ran, which are linked to each other, and of the time in the queue."""
+    traces = [waiting.ticket.trace for waiting in traced if waiting.ticket.trace is not None]
+    span = traces[0].add_batch(traces, start, ran, size=size)
+    for trace, waiting in zip(traces, traced, strict=True):
+        trace.add_stage("queue", waiting.since, start)
+        trace.add_stage("run", start, ran, batch=span)
 
 
 def _deadline_exceeded(timeout_seconds: float) -> DeadlineExceeded:

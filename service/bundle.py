@@ -26,6 +26,7 @@ from service.sample import Arrays
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SEQUENCE_PARALLEL = "sequence_parallel"  # the runtime of long samples, beside an ordinary one
 NAME_PATTERN = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
 # What numpy raises for a file that is no npz, is damaged or holds pickled objects.
@@ -146,7 +147,13 @@ class Manifest(_Part):
     short_length: int | None = Field(
         default=None, description="Samples in buckets above it are long: one worker is kept free of them."
     )
-    programs: dict[str, str] = Field(min_length=1, description="Runtime → file.")
+    long_length: int | None = Field(
+        default=None,
+        description="One of the buckets; samples beyond it are spread over ranks, where there are any.",
+    )
+    programs: dict[str, str] = Field(
+        min_length=1, description="Runtime → file; sequence_parallel takes the weights and the origin's architecture."
+    )
     opset: int | None = Field(default=None, description="Of the ONNX program.")
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
@@ -166,6 +173,10 @@ class Manifest(_Part):
             raise ValueError(f"files names {', '.join(strays)}; a bundle is one flat folder")
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise ValueError("length_buckets must ascend")
+        if (SEQUENCE_PARALLEL in self.programs) != (self.long_length is not None):
+            raise ValueError(f"programs names {SEQUENCE_PARALLEL} if and only if long_length says for which samples")
+        if self.long_length is not None and self.long_length not in self.length_buckets:
+            raise ValueError(f"long_length {self.long_length} must be one of length_buckets, so that no batch has both")
         return self
 
 

@@ -26,6 +26,11 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
     raise ValueError(f"length {length} is over the longest bucket {buckets[-1]}")
 
 
+def scale_max_batch(max_batch: int, bucket: int, buckets: Sequence[int]) -> int:
+    """Most samples of a bucket in a batch: as much in all as `max_batch` samples of the first bucket."""
+    return max(1, max_batch * buckets[0] // bucket) if buckets else max_batch
+
+
 def stack(samples: Sequence[Sample]) -> Arrays:
     """Stack samples of one shape: arrays (B, …) by name, not to be written to."""
     return {name: _stack([sample.inputs[name] for sample in samples]) for name in samples[0].inputs}

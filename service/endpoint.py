@@ -1,29 +1,36 @@
 """An endpoint: a task, a bundle, a runtime and a batcher under one name."""
 
+import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from service.batcher import Batcher, Ticket
 from service.bundle import Bundle, Manifest
-from service.collate import LENGTHS
 from service.errors import BundleError, ModelFailed, ServiceError
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics, ModelDeviceMetrics, ModelMetrics, RankMetrics
 from service.runtimes import RUNTIMES
+from service.runtimes.by_device import ByDevice, open_on_devices
+from service.runtimes.by_length import ByLength
 from service.runtimes.native import find_native_library
 from service.runtimes.runtime import Runtime
-from service.runtimes.warmup import find_max_batch
+from service.runtimes.sequence_parallel import open_ranks
+from service.runtimes.warmup import find_max_batch, find_num_streams, fit_length, warm_up
 from service.sample import Arrays, Sample
 from service.settings import Settings, list_cores
 from service.tasks import TASKS
 from service.tasks.task import AnyTask
+
+if TYPE_CHECKING:
+    from service.tracing import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +63,7 @@ class Endpoint:
         batcher: its queue.
         metrics: of this model.
         decode_pool: threads shared by all endpoints.
+        devices: the part of the runtime that spreads batches over GPUs; None on the CPU.
     """
 
     def __init__(
@@ -68,17 +76,41 @@ class Endpoint:
         *,
         metrics: ModelMetrics,
         decode_pool: ThreadPoolExecutor,
+        devices: ByDevice | None = None,
     ) -> None:
         self.task, self.spec, self.bundle, self.runtime, self.metrics = task, spec, bundle, runtime, metrics
-        self._batcher, self._decode_pool = batcher, decode_pool
+        self._batcher, self._decode_pool, self._devices = batcher, decode_pool, devices
+        self._num_holders = 0
+        self._freed: asyncio.Event | None = None
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self.bundle.manifest
 
+    @property
+    def lost_devices(self) -> list[str]:
+        """The GPUs that failed and take no batches."""
+        return self._devices.lost_devices if self._devices is not None else []
+
+    def check_devices(self) -> None:
+        """Refuse if no GPU is left.
+
+        Raises: DeviceLost.
+        """
+        if self._devices is not None:
+            self._devices.check()
+
     async def predict(
-        self, body: bytes, media_type: str, options: BaseModel, *, timeout_seconds: float, as_picture: bool = False
+        self,
+        body: bytes,
+        media_type: str,
+        options: BaseModel,
+        *,
+        timeout_seconds: float,
+        as_picture: bool = False,
+        request_id: str = "",
+        trace: "Trace | None" = None,
     ) -> Answer:
         """Answer one request.
 
@@ -90,12 +122,16 @@ class Endpoint:
             options: the task's `Options`.
             timeout_seconds: after which nobody wants the answer.
             as_picture: whether the answer is drawn, a PNG.
+            request_id: for the log.
+            trace: gets a span for each stage, where there are traces.
         Raises: ServiceError.
         """
         self.task.check_options(options, self.spec)
         if as_picture:
             self.task.check_drawing(options, self.spec)
+        self.check_devices()
         ticket = self._batcher.admit(timeout_seconds)
+        ticket.request_id, ticket.trace = request_id, trace
         self._decode_pool.submit(
             self._decode, ticket, body, media_type, options, self._draw if as_picture else self._answer
         )
@@ -110,6 +146,8 @@ class Endpoint:
             seconds = time.monotonic() - start
             ticket.times["decode"] = seconds
             self.metrics.decode_seconds.observe(seconds)
+            if ticket.trace is not None:
+                ticket.trace.add_stage("decode", start, start + seconds)
 
             def finish(outputs: Arrays) -> bytes:
                 return answer(outputs, sample, options)
@@ -118,7 +156,7 @@ class Endpoint:
         except ServiceError as error:
             self._batcher.fail(ticket, error)
         except Exception as error:  # the border of the decode thread: whoever waits must be answered
-            logger.exception("decode failed")
+            logger.exception("decode failed", extra={"fields": {"request_id": ticket.request_id}})
             failure = ModelFailed("the input could not be decoded, and it is not known why; tell the operator")
             failure.__cause__ = error
             self._batcher.fail(ticket, failure)
@@ -139,6 +177,23 @@ class Endpoint:
         # A worker that is moved to another core finds none of its program's weights in that core's cache.
         is_one_per_core = self.runtime.device == "cpu" and num_workers == len(cores)
         self._batcher.start(num_workers, cores if is_one_per_core else ())
+
+    def hold(self) -> None:
+        """Count a request that found this endpoint, though its body may still be on the way; on the event loop."""
+        self._num_holders += 1
+
+    def release(self) -> None:
+        """Count it as answered."""
+        self._num_holders -= 1
+        if self._freed is not None and not self._num_holders:
+            self._freed.set()
+
+    async def retire(self) -> None:
+        """Wait, when no more requests find this endpoint, until those that found it are answered."""
+        if self._num_holders:
+            self._freed = asyncio.Event()
+            await self._freed.wait()  # each of them ends by its deadline
+        await self.drain()
 
     async def drain(self) -> None:
         """Refuse new requests and wait for the accepted ones."""
@@ -169,31 +224,15 @@ def open_endpoint(bundle: Bundle, settings: Settings, metrics: Metrics, decode_p
         spec = task.Spec.model_validate_json(json.dumps(manifest.spec))
     except ValidationError as error:
         raise BundleError(f"{bundle.folder}: spec does not fit {manifest.task}: {error}") from error
-    name = next((name for name in RUNTIMES if name in manifest.programs), None)
-    if name is None:
-        raise BundleError(
-            f"{bundle.folder} has programs for {', '.join(manifest.programs)}; this service runs {', '.join(RUNTIMES)}"
-        )
-    runtime = RUNTIMES[name](
-        bundle.folder / manifest.programs[name],
-        device=settings.device,
-        native_library=find_native_library(settings.native_library),
-    )
-    inputs, expected = bundle.read_golden()
-    outputs = task.outputs(task.Options(), spec)
-    if missing := set(outputs) - expected.keys():
-        raise BundleError(f"{bundle.folder} gives {', '.join(expected)}; its task needs {', '.join(sorted(missing))}")
-    check_golden(runtime, bundle, inputs, expected)
-    max_batch = find_max_batch(
-        runtime,
-        _shorten(inputs, manifest.length_buckets),
-        outputs=outputs,
-        limit=manifest.max_batch,
-        bundle_sha256=bundle.sha256,
-        cache=settings.cache,
-    )
+    opened = _open_programs(bundle, _choose_runtime(bundle, settings.runtime), settings)
+    try:
+        ordinary, max_batch = _prove(opened, bundle, task.outputs(task.Options(), spec), settings, metrics)
+        runtime = _add_ranks(ordinary, bundle, settings, metrics)
+    except Exception:
+        for one in opened:
+            one.close()  # a service that runs goes on without this bundle
+        raise
     model_metrics = ModelMetrics(metrics, manifest.name)
-    metrics.bundle_info.labels(manifest.name, manifest.version, runtime.name, runtime.kernel, bundle.sha256).set(1)
     batcher = Batcher(
         runtime,
         model_metrics,
@@ -205,17 +244,108 @@ def open_endpoint(bundle: Bundle, settings: Settings, metrics: Metrics, decode_p
     )
     fields = {"model": manifest.name, "runtime": runtime.name, "device": runtime.device, "max_batch": max_batch}
     logger.info("endpoint opened", extra={"fields": fields})
-    return Endpoint(task, spec, bundle, runtime, batcher, metrics=model_metrics, decode_pool=decode_pool)
+    return Endpoint(
+        task,
+        spec,
+        bundle,
+        runtime,
+        batcher,
+        metrics=model_metrics,
+        decode_pool=decode_pool,
+        devices=ordinary if isinstance(ordinary, ByDevice) else None,
+    )
 
 
-def _shorten(inputs: Arrays, buckets: Sequence[int]) -> Arrays:
-    """Cut samples to the first bucket: it is what the batch cap counts for."""
-    if not buckets:
-        return inputs
-    return {
-        name: np.minimum(array, buckets[0]) if name == LENGTHS else array[:, : buckets[0]]
-        for name, array in inputs.items()
-    }
+def _choose_runtime(bundle: Bundle, setting: str) -> str:
+    """Choose what runs a bundle: the runtime that the setting names, at `auto` the first one that it has a program for.
+
+    Raises: BundleError if it has no such program.
+    """
+    allowed = tuple(RUNTIMES) if setting == "auto" else (setting,)
+    name = next((name for name in allowed if name in bundle.manifest.programs), None)
+    if name is None:
+        raise BundleError(
+            f"{bundle.folder} has programs for {', '.join(bundle.manifest.programs)}; this service runs "
+            f"{', '.join(allowed)} with SERVICE_RUNTIME={setting}; make one with `python -m export --runtime`"
+        )
+    return name
+
+
+def _open_programs(bundle: Bundle, name: str, settings: Settings) -> list[Runtime]:
+    """Load a program on the CPU, or on each GPU.
+
+    Raises: BundleError.
+    """
+    path = bundle.folder / bundle.manifest.programs[name]
+    library = find_native_library(settings.native_library)
+
+    def open_one(device: str) -> Runtime:
+        return RUNTIMES[name](path, device=device, native_library=library)
+
+    return open_on_devices(open_one, settings.device)
+
+
+def _prove(
+    opened: Sequence[Runtime], bundle: Bundle, outputs: Sequence[str], settings: Settings, metrics: Metrics
+) -> tuple[Runtime, int]:
+    """Hold a program to its golden outputs on every device, and find how it runs best there.
+
+    Returns: the runtime to use, and the batch cap.
+    Raises: BundleError.
+    """
+    manifest = bundle.manifest
+    inputs, expected = bundle.read_golden()
+    if missing := set(outputs) - expected.keys():
+        raise BundleError(f"{bundle.folder} gives {', '.join(expected)}; its task needs {', '.join(sorted(missing))}")
+    for runtime in opened:
+        check_golden(runtime, bundle, inputs, expected)
+    buckets = manifest.length_buckets
+    example = fit_length(inputs, buckets[0]) if buckets else inputs  # what the batch cap counts for
+    max_batch = find_max_batch(
+        opened[0],
+        example,
+        outputs=outputs,
+        limit=manifest.max_batch,
+        bundle_sha256=bundle.sha256,
+        cache=settings.cache,
+    )
+    if opened[0].device == "cpu":
+        return opened[0], max_batch
+    num_streams = find_num_streams(
+        opened[0], example, outputs=outputs, batch=max_batch, bundle_sha256=bundle.sha256, cache=settings.cache
+    )
+    short = [bucket for bucket in buckets if bucket <= (manifest.short_length or math.inf)]
+    for runtime in opened:
+        warm_up(runtime, inputs, outputs=outputs, max_batch=max_batch, buckets=short)
+    joined = ByDevice(
+        opened,
+        lambda runtime: check_golden(runtime, bundle, inputs, expected),
+        num_streams=settings.workers or num_streams * len(opened),
+        metrics=ModelDeviceMetrics(metrics, manifest.name),
+    )
+    return joined, max_batch
+
+
+def _add_ranks(ordinary: Runtime, bundle: Bundle, settings: Settings, metrics: Metrics) -> Runtime:
+    """Let ranks answer for long samples, if the bundle names them and the settings have some.
+
+    Raises: BundleError if the ranks do not start or do not reproduce the golden outputs; they have ended then.
+    """
+    manifest = bundle.manifest
+    if manifest.long_length is None:
+        return ordinary
+    if not settings.ranks:
+        logger.info("%s: SERVICE_RANKS is 0; the ordinary program takes long samples, too", manifest.name)
+        return ordinary
+    ranks = open_ranks(bundle, settings, RankMetrics(metrics, manifest.name))
+    try:
+        check_golden(ranks, bundle, *bundle.read_golden())
+    except BundleError:
+        ranks.close()
+        raise
+    fields = {"model": manifest.name, "ranks": settings.ranks, "device": ranks.device, "torch": ranks.version}
+    logger.info("ranks opened", extra={"fields": fields})
+    return ByLength(ordinary, ranks, long_length=manifest.long_length)
 
 
 def check_golden(runtime: Runtime, bundle: Bundle, inputs: Arrays, expected: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -15,8 +15,11 @@
     │   ├── InternalError                  500     internal_error
     │   ├── Overloaded                     503     overloaded
     │   ├── NotReady                       503     not_ready
+    │   ├── RanksLost                      503     ranks_lost
+    │   ├── DeviceLost                     503     device_lost
     │   └── DeadlineExceeded               504     deadline_exceeded
-    └── BundleError                        refuses to start
+    ├── BundleError                        refuses to start; at a reload, that bundle is refused
+    └── SettingError                       refuses to start; at a reload, what was read before stays
 
 A message is shown to the client and has three parts: what came, what was expected, what to do. It never holds
 internal text; that belongs to the exception chained with `from`. Turning an error into a response is not done here.
@@ -145,6 +148,38 @@ class NotReady(ServiceError):
     title = "Not ready"
 
 
+class RanksLost(ServiceError):
+    """The processes that share a long recording ended, and start again.
+
+    Attributes:
+        retry_after_seconds: when they should be ready; what `Retry-After` says.
+    """
+
+    status = 503
+    code = "ranks_lost"
+    title = "Ranks lost"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeviceLost(ServiceError):
+    """The GPUs that the model ran on failed, and none is left.
+
+    Attributes:
+        retry_after_seconds: when one of them is tried again; what `Retry-After` says.
+    """
+
+    status = 503
+    code = "device_lost"
+    title = "Device lost"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class DeadlineExceeded(ServiceError):
     """The client's deadline passed before its result was there."""
 
@@ -155,3 +190,7 @@ class DeadlineExceeded(ServiceError):
 
 class BundleError(Exception):
     """A bundle cannot be served: damaged, incomplete, or it does not reproduce its golden outputs."""
+
+
+class SettingError(Exception):
+    """A setting names something that cannot be used, such as a file."""

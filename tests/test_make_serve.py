@@ -1,7 +1,6 @@
 """A fresh clone: `make serve` in an environment of its own, then the README's first curl."""
 
 import json
-import re
 import shlex
 import shutil
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.repository import document, repository_files
+from tests.docs.repository import readme_curls, repository_files
 from tests.golden_files import REPOSITORY
 from tests.service.server_process import HOST, ServerProcess
 
@@ -40,15 +39,9 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(root)  # its environment is large
 
 
-def first_curl() -> str:
-    found = re.search(r"^```\w*\n(curl .*)$", document("README.md"), re.MULTILINE)
-    assert found, "README.md has no code block that starts with curl"
-    return found[1]
-
-
 def classify(root: Path, port: int) -> dict[str, Any]:
     """Run the README's command, with another port."""
-    command = first_curl().replace("127.0.0.1:8000", f"{HOST}:{port}")
+    command = readme_curls()[0].command.replace("127.0.0.1:8000", f"{HOST}:{port}")
     assert str(port) in command
     done = subprocess.run(
         [*shlex.split(command), "--silent", "--show-error", "--fail-with-body"],

@@ -1,7 +1,6 @@
 """Training and measuring classifiers of brain networks.
 
-A subject is seen as the service would see it: one matrix, of the kind that the manifest names. Subjects are few and
-connections many, so what is shown in training is never a subject as it is: connections are dropped, and subjects mixed.
+A subject is seen as the service would see it: one matrix, of the kind that the manifest names.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ class BrainNetworks:
         min_frames: of a time series that the service takes.
         test_fold: number of the fold that is "test_dev".
         mean, std: of the connections.
-        connection_dropout: share of the connections that are dropped in training; what stays is scaled up.
         has_mixup: whether each subject is mixed with another of its batch, in a ratio drawn for the batch.
     """
 
@@ -46,7 +44,6 @@ class BrainNetworks:
     test_fold: int = 0
     mean: float = 0.0
     std: float = 1.0
-    connection_dropout: float = 0.0
     has_mixup: bool = False
 
     def describe(self, data: Path) -> dict[str, Any]:
@@ -95,16 +92,18 @@ class BrainNetworks:
         progress: float,  # noqa: ARG002 - the same all the time
         rng: Generator,
     ) -> Tensor:
-        """Cross-entropy of dropped and mixed subjects, and the losses of the model's own."""
+        """Cross-entropy with the shares of the classes, mixed as the subjects are, and the model's own losses."""
         device = next(model.parameters()).device
-        x = drop_connections(self.normalise(examples.connectivity[rows]), self.connection_dropout, rng)
-        labels = examples.labels[rows].to(device)
+        x = self.normalise(examples.connectivity[rows])
         # Uniform, as in the official training of THC: mixup with alpha 1, one ratio for the batch.
         kept = torch.rand((), generator=rng).item() if self.has_mixup else 1.0
         logits, _, losses = model((kept * x + (1 - kept) * x.roll(1, dims=0)).to(device))
-        own = F.cross_entropy(logits.float(), labels)
-        other = F.cross_entropy(logits.float(), labels.roll(1))
-        return torch.stack([kept * own + (1 - kept) * other, *losses.values()]).sum()
+        if examples.shares is None:
+            shares = F.one_hot(examples.labels[rows], logits.shape[1]).float()
+        else:
+            shares = examples.shares[rows]
+        shares = (kept * shares + (1 - kept) * shares.roll(1, dims=0)).to(device)
+        return torch.stack([F.cross_entropy(logits.float(), shares), *losses.values()]).sum()
 
     def evaluate(self, model: nn.Module, data: Path, split: str) -> dict[str, float]:
         """Measure a split; see `measure_classes`."""
@@ -117,18 +116,3 @@ class BrainNetworks:
         device = next(model.parameters()).device
         parts = self.normalise(examples.connectivity).split(EVALUATION_BATCH)
         return torch.cat([model(part.to(device)).logits.float().cpu() for part in parts])
-
-
-def drop_connections(connectivity: Tensor, share: float, rng: Generator) -> Tensor:
-    """Set a share of the connections to 0, in both directions, and scale the others up so that sums stay in the mean.
-
-    Args:
-        connectivity: (B, R, R), symmetric.
-        share: in [0, 1).
-        rng: source of chance.
-    """
-    if not share:
-        return connectivity
-    kept = (torch.rand(connectivity.shape, generator=rng) >= share).to(connectivity.dtype).triu(1) / (1 - share)
-    diagonal = torch.eye(connectivity.shape[1], dtype=connectivity.dtype)  # no connection: it stays
-    return connectivity * (kept + kept.transpose(1, 2) + diagonal)

@@ -6,7 +6,7 @@ there, as they do not belong to its matrices; its label is the site of the scan.
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,15 @@ class Connectomes:
         labels: (N,) int64.
         folds: (N,) int64, 0 to 4.
         networks: of each region, the name of the network that it is said to belong to; empty where none is known.
+        shares: (N, L) float32, how far training takes a subject for each class, where classes were cut out of a
+            quantity; None is the label and nothing else.
     """
 
     connectivity: Tensor
     labels: Tensor
     folds: Tensor
     networks: tuple[str, ...] = ()
+    shares: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of subjects."""
@@ -51,7 +54,8 @@ class Connectomes:
 
     def take(self, chosen: Tensor) -> "Connectomes":
         """Keep some subjects: (N,) bool, or numbers of rows."""
-        return Connectomes(self.connectivity[chosen], self.labels[chosen], self.folds[chosen], self.networks)
+        shares = None if self.shares is None else self.shares[chosen]
+        return Connectomes(self.connectivity[chosen], self.labels[chosen], self.folds[chosen], self.networks, shares)
 
 
 def fill_matrices(upper: AnyArray) -> Tensor:
@@ -77,8 +81,15 @@ def read_abide_diagnosis(data: Path) -> Connectomes:
 
 
 def read_abide_age(data: Path) -> Connectomes:
-    """The same graphs: age at most, or above, the median of all subjects."""
-    return _read_abide(data, lambda table: table["age"] > np.median(table["age"]))
+    """The same graphs: age at most, or above, the median of all subjects.
+
+    Training takes a subject for class 1 as far as others are younger, and need not part those of nearly the same age.
+    """
+    subjects = _read_abide(data, lambda table: table["age"] > np.median(table["age"]))
+    with np.load(data / FOLDER / ABIDE_GRAPHS) as table:
+        differences = table["age"][:, None] - table["age"]
+    older = (0.5 + 0.5 * np.sign(differences)).mean(axis=1)
+    return replace(subjects, shares=torch.from_numpy(np.stack([1 - older, older], axis=1)).float())
 
 
 def read_mdd(data: Path) -> Connectomes:

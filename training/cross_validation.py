@@ -43,7 +43,7 @@ def train_fold(
     """Train on all folds but one, and measure that one.
 
     Args:
-        recipe: its problem is `BrainNetworks`, whose mean and standard deviation are taken from the training subjects.
+        recipe: its problem is `BrainNetworks`.
         make_model: called once, after chance was seeded with the recipe's seed.
         subjects: all.
         fold: that is left out.
@@ -52,8 +52,7 @@ def train_fold(
     """
     assert isinstance(recipe.problem, BrainNetworks)
     train, test = subjects.take(subjects.folds != fold), subjects.take(subjects.folds == fold)
-    problem = fit_scale(recipe.problem, train)
-    recipe = replace(recipe, problem=problem)
+    problem = recipe.problem
     torch.manual_seed(recipe.seed)
     start = time.process_time()
     run = Run(recipe, train, device=torch.device("cpu"), model=make_model())

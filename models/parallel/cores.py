@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention import known_lengths
-from models.clustered_attention import ClusteredAttention, ClusteredAttentionConfig
+from models.clustered_attention import ALONE, ClusteredAttention, ClusteredAttentionConfig
 from models.parallel.assignment import assign_clusters
 from models.parallel.cluster_plan import ClusterPlan
 from models.parallel.clustered import clustered_attention
@@ -90,11 +90,18 @@ class ParallelClusteredAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cluster the queries and attend; shapes as in `ParallelFullAttention.forward`.
 
-        Returns: (B, H, N, D), zeros for padded queries, and clusters (B, H, N) int64, C for padded queries.
+        Returns: (B, H, N, D), zeros for padded queries, and clusters (B, H, N) int64: C for padded queries, `ALONE` for
+            the others of a sample with full attention.
         """
         config = self.config
         queries, keys = known_lengths(q, query_lengths), known_lengths(k, key_lengths)
         all_queries, all_keys = self._ranks.sum(torch.stack((queries, keys))).wait()
+        # All ranks know all lengths, so they take the same way.
+        is_short = ((all_queries < config.full_below) & (all_keys < config.full_below))[:, None, None]
+        is_query = torch.arange(q.shape[2], device=q.device) < queries[:, None, None]
+        alone = torch.where(is_query, ALONE, config.num_clusters).expand(q.shape[:3])
+        if is_short.all():
+            return self._full(q, k, v, queries, keys)[0], alone
         plan = ClusterPlan(
             ranks=self._ranks,
             length=self._ranks.size * q.shape[2],
@@ -104,10 +111,6 @@ class ParallelClusteredAttention(nn.Module):
         clusters = assign_clusters(
             q, self.planes, all_queries, plan, num_iterations=config.iterations, metric=config.metric
         )
-        # All ranks know all lengths, so they take the same way.
-        is_short = (all_queries < config.full_below) & (all_keys < config.full_below)
-        if is_short.all():
-            return self._full(q, k, v, queries, keys)[0], clusters
         if config.top_k:
             out = improved_clustered_attention(
                 q, k, v, clusters, plan, top_k=config.top_k, key_lengths=all_keys, scale=config.scale
@@ -116,5 +119,5 @@ class ParallelClusteredAttention(nn.Module):
             out = clustered_attention(q, k, v, clusters, plan, key_lengths=all_keys, scale=config.scale)
         if is_short.any():
             full = self._full(q, k, v, queries, keys)[0]
-            out = torch.where(is_short[:, None, None, None], full, out)
-        return out, clusters
+            out = torch.where(is_short[..., None], full, out)
+        return out, torch.where(is_short, alone, clusters)

@@ -1,7 +1,8 @@
 """Bytes that each way of spreading attention over ranks sends, worked out before anything is sent.
 
-They are those of `Communicator.bytes_sent`, payload that leaves one rank, without the few words by which ranks agree on
-shapes. No step depends on what the tensors hold but the fetching of keys in improved clustered attention.
+They are those of `Communicator.bytes_sent`, payload that leaves one rank; the few words by which ranks agree on shapes
+stand apart, in `agreement_bytes`. No step depends on what the tensors hold but the fetching of keys in improved
+clustered attention.
 
 Source: Fang and Zhao 2024 (USP), table 2, counts whole tensors; here it is what one rank sends.
 """
@@ -12,6 +13,7 @@ from math import lcm
 from models.parallel.layout import Layout, padded_length
 
 WIDE_BYTES = 4  # sums, merges and clustered attention are in float32
+DENSE_FACTS, CLUSTERED_FACTS = 12, 9  # words by which ranks agree on one call, of attention or of finding clusters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ def key_mask_bytes(work: Workload, *, ulysses: int, ring: int, layout: Layout = 
     """Every rank gets the mask of all keys: a byte each, forward only."""
     num_slots = work.batch * padded_length(work.length, layout, ulysses=ulysses, ring=ring) // (ulysses * ring)
     return (ulysses * ring - 1) * num_slots
+
+
+def agreement_bytes(num_facts: int, *, ulysses: int, ring: int) -> int:
+    """Every rank tells the others what it is about to do: its ulysses ranks first, then the ring; forward only."""
+    return 8 * num_facts * (ulysses - 1 + (ring - 1) * ulysses)
 
 
 def clustered_bytes(work: Workload, *, num_ranks: int, num_clusters: int) -> Sent:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -12,13 +12,17 @@ from starlette.requests import ClientDisconnect
 from service.catalog import Catalog
 from service.endpoint import Answer, Endpoint
 from service.errors import DeadlineExceeded, InternalError, InvalidInput, ServiceError
-from service.logs import ACCESS, log_request
+from service.logs import ACCESS
 from service.routes.accept import PICTURE, prefers_picture
+from service.routes.access import Access
 from service.routes.body import FIELD, read_file
-from service.routes.problems import MEDIA_TYPE, Problem, find_request_id, problem_response
+from service.routes.problems import MEDIA_TYPE, Problem, problem_response
 from service.settings import Settings
 from service.tasks import TASKS
 from service.tasks.task import AnyTask
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer, only the log does
@@ -26,9 +30,9 @@ CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer, only the lo
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_handlers(catalog: Catalog, settings: Settings) -> dict[str, Handler]:
+def make_handlers(catalog: Catalog, settings: Settings, tracing: "Tracing | None" = None) -> dict[str, Handler]:
     """Make what answers each task, by its name."""
-    return {task.name: _make_handler(task, catalog, settings) for task in TASKS.values()}
+    return {task.name: _make_handler(task, catalog, settings, tracing) for task in TASKS.values()}
 
 
 def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
@@ -55,37 +59,43 @@ def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
     return router
 
 
-def _make_handler(task: AnyTask, catalog: Catalog, settings: Settings) -> Handler:
+def _make_handler(task: AnyTask, catalog: Catalog, settings: Settings, tracing: "Tracing | None") -> Handler:
     async def predict(request: Request) -> Response:
-        start = time.monotonic()
-        request_id = find_request_id(request)
-        endpoint: Endpoint | None = None
-        answer: Answer | None = None
+        access = Access(request, task.name, tracing)
         try:
-            endpoint = catalog.find(task.name, request.path_params.get("model"))
-            catalog.check_ready()
-            answer = await _predict(request, task, endpoint, settings, start)
-            response = Response(
-                answer.body,
-                media_type=answer.media_type,
-                headers={"X-Request-Id": request_id, "Server-Timing": _server_timing(answer)},
-            )
-            outcome = "ok"
-        except ServiceError as error:
-            response, outcome = problem_response(error, request_id), error.code
-        except ClientDisconnect:
-            response, outcome = Response(status_code=CLIENT_LEFT), "cancelled"
-        except Exception:  # noqa: BLE001 - the border of the service: clients never see internal text
-            ACCESS.exception("request failed", extra={"fields": {"request_id": request_id}})
-            fault = InternalError("the service failed; try again; if it stays, tell the operator the request id")
-            response, outcome = problem_response(fault, request_id), fault.code
-        _record(endpoint, answer, outcome, status=response.status_code, request_id=request_id, start=start)
-        return response
+            return await _respond(request, task, catalog, settings, access)
+        finally:
+            access.release()
 
     return predict
 
 
-async def _predict(request: Request, task: AnyTask, endpoint: Endpoint, settings: Settings, start: float) -> Answer:
+async def _respond(request: Request, task: AnyTask, catalog: Catalog, settings: Settings, access: Access) -> Response:
+    answer: Answer | None = None
+    try:
+        endpoint = catalog.find(task.name, request.path_params.get("model"))
+        access.hold(endpoint)
+        catalog.check_ready()
+        answer = await _predict(request, task, endpoint, settings, access)
+        response = Response(
+            answer.body,
+            media_type=answer.media_type,
+            headers={"X-Request-Id": access.request_id, "Server-Timing": _server_timing(answer)},
+        )
+        outcome = "ok"
+    except ServiceError as error:
+        response, outcome = problem_response(error, access.request_id), error.code
+    except ClientDisconnect:
+        response, outcome = Response(status_code=CLIENT_LEFT), "cancelled"
+    except Exception:  # noqa: BLE001 - the border of the service: clients never see internal text
+        ACCESS.exception("request failed", extra={"fields": access.describe()})
+        fault = InternalError("the service failed; try again; if it stays, tell the operator the request id")
+        response, outcome = problem_response(fault, access.request_id), fault.code
+    access.record(answer, outcome, response.status_code)
+    return response
+
+
+async def _predict(request: Request, task: AnyTask, endpoint: Endpoint, settings: Settings, access: Access) -> Answer:
     options = _parse_options(request, task.Options)
     timeout = _parse_timeout(request, settings.request_timeout_seconds)
     body, media_type = await read_file(
@@ -94,13 +104,21 @@ async def _predict(request: Request, task: AnyTask, endpoint: Endpoint, settings
         max_bytes=endpoint.manifest.max_body_bytes,
         timeout_seconds=settings.body_timeout_seconds,
     )
-    remaining = start + timeout - time.monotonic()
+    remaining = access.start + timeout - time.monotonic()
     if remaining <= 0:
         raise DeadlineExceeded(
             f"the body took longer than the {timeout:g} s that this request allows; allow more with {TIMEOUT_HEADER}"
         )
     as_picture = prefers_picture(",".join(request.headers.getlist("accept")))
-    work = endpoint.predict(body, media_type, options, timeout_seconds=remaining, as_picture=as_picture)
+    work = endpoint.predict(
+        body,
+        media_type,
+        options,
+        timeout_seconds=remaining,
+        as_picture=as_picture,
+        request_id=access.request_id,
+        trace=access.trace,
+    )
     return await _while_connected(request, work)
 
 
@@ -168,22 +186,6 @@ def _server_timing(answer: Answer) -> str:
     return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in answer.times.items())
 
 
-def _record(
-    endpoint: Endpoint | None, answer: Answer | None, outcome: str, *, status: int, request_id: str, start: float
-) -> None:
-    seconds = time.monotonic() - start
-    fields: dict[str, Any] = {"request_id": request_id, "outcome": outcome, "status": status}
-    if endpoint is not None:
-        fields["model"] = endpoint.manifest.name
-        endpoint.metrics.count(outcome)
-        if outcome == "ok":
-            endpoint.metrics.request_seconds.observe(seconds)
-    fields["seconds"] = round(seconds, 6)
-    if answer is not None:
-        fields |= {f"{stage}_seconds": round(value, 6) for stage, value in answer.times.items()}
-    log_request(fields)
-
-
 _MODEL_PARAMETER = {
     "name": "model",
     "in": "path",
@@ -195,6 +197,7 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status, description in {
         400: "The input or an option cannot be used.",
+        401: "A key is needed, and none came or an unknown one.",
         404: "No such model.",
         406: "A picture is wanted, and there is nothing to draw.",
         408: "The body did not arrive in time.",

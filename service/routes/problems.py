@@ -2,13 +2,22 @@
 
 import json
 import re
-import uuid
+import secrets
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from service.errors import InternalError, MethodNotAllowed, Overloaded, ServiceError, UnknownPath
+from service.errors import (
+    DeviceLost,
+    InternalError,
+    MethodNotAllowed,
+    Overloaded,
+    RanksLost,
+    ServiceError,
+    UnknownPath,
+)
+from service.routes.headers import SECURITY_HEADERS, find_header
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1  # of a service that is starting or stopping
@@ -32,16 +41,18 @@ class Problem(BaseModel):
 
 def find_request_id(request: Request) -> str:
     """Take over the client's `X-Request-Id` if it is well-formed, else make one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given = find_header(request, b"x-request-id")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def problem_response(error: ServiceError, request_id: str) -> Response:
     """Build the answer for an error."""
     headers = {"X-Request-Id": request_id}
     if error.status == 503:
-        seconds = error.retry_after_seconds if isinstance(error, Overloaded) else RETRY_SECONDS
+        seconds = error.retry_after_seconds if isinstance(error, Overloaded | RanksLost | DeviceLost) else RETRY_SECONDS
         headers["Retry-After"] = str(seconds)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.status in {408, 413}:
         headers["Connection"] = "close"  # the rest of the body is not worth reading
     body = {
@@ -78,7 +89,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the server logs it
         fault = InternalError("the service failed; try again; if it stays, tell the operator the request id")
-        return problem_response(fault, find_request_id(request))
+        response = problem_response(fault, find_request_id(request))
+        response.raw_headers += SECURITY_HEADERS  # the framework answers this one past all middleware
+        return response
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)

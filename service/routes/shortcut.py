@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.routes.headers import SECURITY_HEADERS
 from service.routes.predict import Handler
 
 PREFIX = "/v1/"
@@ -33,6 +34,7 @@ class PredictionShortcut:
             if handler is not None and bool(model) == bool(slash) and "/" not in model:
                 scope["path_params"] = {"model": model} if model else {}
                 response = await handler(Request(scope, receive, send))
+                response.raw_headers += SECURITY_HEADERS
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

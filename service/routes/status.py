@@ -15,7 +15,10 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "No such model.", "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
 }
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Starting or stopping.", "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+    503: {
+        "description": "Starting, stopping, or a model has no device left.",
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    }
 }
 
 
@@ -45,10 +48,15 @@ class Health(BaseModel):
     """State of the service."""
 
     status: str = Field(examples=["ready"])
+    lost_devices: list[str] | None = Field(
+        default=None,
+        description="GPUs that failed and take no batches; left out where all work.",
+        examples=[["cuda:1"]],
+    )
 
 
-def make_status_router(catalog: Catalog, metrics: Metrics) -> APIRouter:
-    """Make `/v1/models`, `/health` and `/metrics`."""
+def make_models_router(catalog: Catalog) -> APIRouter:
+    """Make `/v1/models`."""
     router = APIRouter()
 
     @router.get("/v1/models", tags=["models"])
@@ -62,20 +70,34 @@ def make_status_router(catalog: Catalog, metrics: Metrics) -> APIRouter:
         endpoint = catalog.get(model)
         return endpoint.manifest.model_dump(mode="json") | _entry(endpoint).model_dump()
 
-    @router.get("/health/live", tags=["health"])
+    return router
+
+
+def make_health_router(catalog: Catalog) -> APIRouter:
+    """Make `/health`."""
+    router = APIRouter()
+
+    @router.get("/health/live", tags=["health"], response_model_exclude_none=True)
     async def live() -> Health:
         """Tell that the process answers."""
         return Health(status="live")
 
-    @router.get("/health/ready", tags=["health"], responses=_NOT_READY)
+    @router.get("/health/ready", tags=["health"], responses=_NOT_READY, response_model_exclude_none=True)
     async def ready() -> Health:
-        """Tell whether requests are taken: models reproduced their golden outputs, and the service is not stopping."""
+        """Tell whether requests are taken: models work on some device, and the service is not stopping."""
         catalog.check_ready()
-        return Health(status="ready")
+        return Health(status="ready", lost_devices=catalog.check_devices() or None)
+
+    return router
+
+
+def make_metrics_router(metrics: Metrics) -> APIRouter:
+    """Make `/metrics`."""
+    router = APIRouter()
 
     @router.get("/metrics", tags=["health"], response_class=Response)
-    async def scrape() -> Response:
-        """Give the metrics in Prometheus' text format."""
+    def scrape() -> Response:
+        """Give the metrics in Prometheus' text format; on a thread, as asking a GPU may block."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

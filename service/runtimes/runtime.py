@@ -10,9 +10,9 @@ class Runtime(Protocol):
     """Arrays in, arrays out.
 
     Attributes:
-        name: `onnx`.
+        name: `onnx` or `torchscript`.
         version: of the library.
-        device: `cpu` or `cuda`, what really runs.
+        device: `cpu`, `cuda:0` or, where there are several, `cuda:0,cuda:1`: what really runs.
         kernel: `portable`, or `native` where a kernel of ours replaces a node.
         num_streams: how many threads should call `run` at once to keep the device busy.
     """

@@ -15,6 +15,9 @@ class ExplainedCluster(BaseModel):
     """A cluster that mattered for the answer."""
 
     index: int = Field(description="Of the cluster among those of its stage.", examples=[17])
+    label: str | None = Field(
+        default=None, description="Of a mask, the class that the cluster mattered for.", examples=["road"]
+    )
     weight: float = Field(
         description="Share of the stage's evidence for the class that this cluster gathers; all clusters together "
         "have 1.",
@@ -29,10 +32,14 @@ class ExplainedStage(BaseModel):
     stage: int = Field(description="Number of the stage, from 1.", examples=[1])
     grid: tuple[int, int] = Field(description="Rows and columns of the patches, or of the cells of tokens.")
     clusters: list[ExplainedCluster] | None = Field(
-        default=None, description=f"At most {NUM_SHOWN} clusters, those with the most weight, the heaviest first."
+        default=None,
+        description=f"At most {NUM_SHOWN} clusters, those with the most weight, the heaviest first; of a mask the "
+        "heaviest one for each of its largest classes.",
     )
     tokens: list[float] | None = Field(
-        default=None, description="Of each token its weight: the share of the cells that it covers.", examples=[[0.25]]
+        default=None,
+        description="Of each token its weight: the share that it covers of the cells that show the picture.",
+        examples=[[0.25]],
     )
     regions: EmbeddedPicture | None = Field(
         default=None, description="The tokens' regions drawn over the picture as sent, with `tokens`."
@@ -43,6 +50,12 @@ class Explanation(BaseModel):
     """Which clusters mattered for an answer."""
 
     label: str = Field(description="The class that is explained, the most probable one.", examples=["cat"])
+    stages: list[ExplainedStage] = Field(description="The stages with clusters, finest first.")
+
+
+class MaskExplanation(BaseModel):
+    """Which clusters mattered for a mask."""
+
     stages: list[ExplainedStage] = Field(description="The stages with clusters, finest first.")
 
 
@@ -61,7 +74,10 @@ def _describe(canvas: Canvas, found: Finding) -> ExplainedStage:
         )
     clusters = [
         ExplainedCluster(
-            index=one.number, weight=round(one.weight, _WEIGHT_DECIMALS), heat_map=embed(draw_heat(canvas, one.heat))
+            index=one.number,
+            label=one.label,
+            weight=round(one.weight, _WEIGHT_DECIMALS),
+            heat_map=embed(draw_heat(canvas, one.heat)),
         )
         for one in found.clusters
     ]

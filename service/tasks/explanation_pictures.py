@@ -12,17 +12,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from service.tasks.explanations import Finding, Numbers, PatchClusters, Regions, TokenRegions
-from service.tasks.letterbox import LetterboxSpec, decode_letter
+from service.tasks.explanations import Cluster, Finding, Numbers, PatchClusters, Regions, TokenRegions
+from service.tasks.letterbox import LetterboxSpec, Size, decode_letter, decode_to_fit
 from service.tasks.pictures import PictureSpec
 
 SIDE_PIXELS = 384  # of the longer side of a picture that is drawn on by itself
 PANEL_PIXELS = {"patch_clusters": 216, "token_regions": SIDE_PIXELS}  # and of one on a sheet; small regions need more
+MAX_SCENE_PIXELS = 1_024  # most of the longer side of a scene, which has a size of its own where that is less
+SCENE_PANEL_PIXELS = 320  # of a scene on a sheet
 
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
 
 _MARGIN, _GAP, _HEADER, _CAPTION, _MIN_WIDTH, _MIN_HEIGHT = 24, 14, 84, 26, 150, 24
+_MAX_LETTERS = 24  # of a label
 _INK, _FAINT, _PAPER = (38, 38, 46), (110, 112, 122), (255, 255, 255)
 _HEAT = np.array([(120, 10, 20), (235, 60, 20), (255, 235, 90)], np.float64)  # weak, middle, strong
 _SIZES = np.array([(253, 231, 37), (33, 145, 140), (68, 1, 84)], np.float64)  # small, middle, large: viridis, reversed
@@ -34,7 +37,8 @@ class Canvas(NamedTuple):
 
     Attributes:
         pixels: (Y, X, 3), the whole picture as sent, upright.
-        box: left, top, right, bottom of the part that the model saw, in these pixels.
+        box: left, top, right, bottom of what the model saw, in these pixels; it may reach beyond them on the right and
+            at the bottom, where a fill was put.
     """
 
     pixels: Pixels
@@ -60,6 +64,21 @@ def read_canvas(body: bytes, spec: PictureSpec, *, side: int) -> Canvas:
     return Canvas(pixels, (left, top, left + columns, top + rows))
 
 
+def read_scene(body: bytes, spec: LetterboxSpec, box: Size, *, side: int) -> Canvas:
+    """Decode a picture as sent, which the model saw as a whole.
+
+    Args:
+        body: the file.
+        spec: how the model saw it.
+        box: rows and columns of the model's input that show it.
+        side: pixels that its longer side becomes.
+    Raises: InvalidInput.
+    """
+    pixels = decode_to_fit(body, (side, side), max_pixels=spec.max_pixels)
+    height, width = pixels.shape[:2]
+    return Canvas(pixels, (0, 0, round(width * spec.width / box[1]), round(height * spec.height / box[0])))
+
+
 def draw_heat(canvas: Canvas, heat: Numbers) -> bytes:
     """Draw where a cluster gathers: heat (Y, X), not negative, over what the model saw; a PNG."""
     return _encode(Image.fromarray(_paint_heat(canvas, heat)))
@@ -70,23 +89,23 @@ def draw_regions(canvas: Canvas, found: TokenRegions) -> bytes:
     return _encode(Image.fromarray(_paint_regions(canvas, found)))
 
 
-def draw_sheet(canvas: Canvas, findings: list[Finding], *, label: str, score: float) -> bytes:
+def draw_sheet(canvas: Canvas, findings: list[Finding], *, title: str, answer: Pixels | None = None) -> bytes:
     """Draw the picture and, stage by stage, its heaviest clusters or its regions, with their weights; a PNG.
 
     Args:
         canvas: of the picture, with `PANEL_PIXELS` for what is drawn.
         findings: at least one.
-        label: the class that is explained.
-        score: its probability.
+        title: the answer in words.
+        answer: (Y, X, 3) as the canvas, the answer as a picture, where it is one.
     """
-    rows = _lay_out(canvas, findings)
+    rows = _lay_out(canvas, findings, answer)
     height, width = canvas.pixels.shape[:2]
     step_x, step_y = max(width, _MIN_WIDTH) + _GAP, max(height, _MIN_HEIGHT) + _CAPTION + _GAP
     num_columns = max(len(row) for row in rows)
     size = (max(2 * _MARGIN + num_columns * step_x - _GAP, 560), _HEADER + len(rows) * step_y + _MARGIN)
     sheet = Image.new("RGB", size, _PAPER)
     ink = ImageDraw.Draw(sheet)
-    ink.text((_MARGIN, 20), f"{label}, probability {score:.2f}", _INK, _font(22), anchor="lt")
+    ink.text((_MARGIN, 20), title, _INK, _font(22), anchor="lt")
     ink.text((_MARGIN, 52), _explain(findings), _FAINT, _font(13), anchor="lt")
     for y, row in enumerate(rows):
         for x, (caption, pixels) in enumerate(row):
@@ -96,27 +115,36 @@ def draw_sheet(canvas: Canvas, findings: list[Finding], *, label: str, score: fl
     return _encode(sheet)
 
 
-def _lay_out(canvas: Canvas, findings: list[Finding]) -> list[list[tuple[str, Pixels]]]:
-    """Captions and panels: clusters take one row for each stage, regions one row for all."""
-    first = [("the picture", _dim(canvas))]
+def _lay_out(canvas: Canvas, findings: list[Finding], answer: Pixels | None) -> list[list[tuple[str, Pixels]]]:
+    """Captions and panels: clusters take one row for each stage, regions one row for all; the answer comes first."""
+    picture = ("the picture", _dim(canvas))
+    heads = [picture] if answer is None else [("the answer", answer), picture]
     regions = [found for found in findings if isinstance(found, TokenRegions)]
     rows = [
-        [
-            *(first if number == 0 else [(f"stage {found.stage}", _dim(canvas))]),
-            *(
-                (f"stage {found.stage}, cluster {one.number}: {one.weight:.1%}", _paint_heat(canvas, one.heat))
-                for one in found.clusters
-            ),
-        ]
-        for number, found in enumerate(one for one in findings if isinstance(one, PatchClusters))
+        [heads.pop(0) if heads else (f"stage {found.stage}", _dim(canvas))]
+        + [(_caption(found, one), _paint_heat(canvas, one.heat)) for one in found.clusters]
+        for found in findings
+        if isinstance(found, PatchClusters)
     ]
     panels = [(f"stage {found.stage}: {len(found.weights)} tokens", _paint_regions(canvas, found)) for found in regions]
-    return [*rows, [*first, *panels]] if panels else rows
+    return [*rows, [*heads, *panels]] if panels else rows
+
+
+def _caption(found: PatchClusters, one: Cluster) -> str:
+    aim = "" if one.label is None else f" for {shorten(one.label)}"
+    return f"stage {found.stage}, cluster {one.number}{aim}: {one.weight:.1%}"
+
+
+def shorten(label: str) -> str:
+    """Cut a label that would not fit onto a panel."""
+    return label if len(label) <= _MAX_LETTERS else label[: _MAX_LETTERS - 1] + "…"
 
 
 def _explain(findings: list[Finding]) -> str:
     if isinstance(findings[0], TokenRegions):
         return "each region is one token: small where the model looks closely"
+    if any(one.label is not None for one in findings[0].clusters):
+        return "for each of the largest classes the cluster that gathers most evidence for it, and where it lies"
     return "the clusters that gather most evidence for this answer, and where it lies"
 
 
@@ -125,9 +153,9 @@ def _paint_heat(canvas: Canvas, heat: Numbers) -> Pixels:
     left, top, right, bottom = canvas.box
     relative = (heat / max(float(heat.max()), 1e-12) * 255).round().astype(np.uint8)  # no heat stays none
     enlarged = Image.fromarray(relative).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-    strength = np.asarray(enlarged)
     painted = _dim(canvas)
     seen = painted[top:bottom, left:right].astype(np.float32)
+    strength = np.asarray(enlarged)[: len(seen), : seen.shape[1]]
     grey = seen.mean(axis=2, keepdims=True) * 0.7 + seen * 0.3
     levels = np.linspace(0, 1, 256)
     cover = 0.85 * levels**0.6  # so that weak heat is seen, too
@@ -140,7 +168,7 @@ def _paint_regions(canvas: Canvas, found: TokenRegions) -> Pixels:
     """(Y, X, 3): the picture with borders between regions, coloured by their size on a logarithmic scale."""
     left, top, right, bottom = canvas.box
     painted = _dim(canvas)
-    regions = _place_regions(found.regions, canvas.box)
+    regions = _place_regions(found.regions, canvas.box, (len(painted) - top, painted.shape[1] - left))
     sizes = np.log(found.weights * found.regions.size)
     span = max(float(sizes.max()), 1e-9)  # of a region of one cell the logarithm is 0
     colours = (0.45 * _mix(_SIZES, sizes / span)).astype(np.float32)
@@ -153,12 +181,12 @@ def _paint_regions(canvas: Canvas, found: TokenRegions) -> Pixels:
     return painted
 
 
-def _place_regions(regions: Regions, box: tuple[int, int, int, int]) -> Regions:
-    """The region of each pixel of the box."""
+def _place_regions(regions: Regions, box: tuple[int, int, int, int], size: Size) -> Regions:
+    """The region of each pixel of a picture in the box."""
     left, top, right, bottom = box
     rows, columns = (
-        (np.arange(pixels) * cells) // pixels
-        for pixels, cells in zip((bottom - top, right - left), regions.shape, strict=True)
+        (np.arange(min(pixels, limit)) * cells) // pixels
+        for pixels, limit, cells in zip((bottom - top, right - left), size, regions.shape, strict=True)
     )
     placed: Regions = regions[rows[:, None], columns]
     return placed

@@ -1,5 +1,7 @@
 """Which clusters mattered for an answer, from a program's own outputs: shared by the tasks on pictures.
 
+Of an answer that is one class; of a mask, `mask_explanations.py` tells it.
+
 A model's clusters are of one of two kinds:
 
 - Patch clusters (PaCa): each cluster gathers from all patches of a stage, `clusters_stage{i}` (C, N), rows sum to 1. A
@@ -12,6 +14,7 @@ Localization"), taken against the class's rivals. It needs one pass and no gradi
 measured by `python -m benchmarks explanations`.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,10 +57,14 @@ class ExplanationSpec(BaseModel):
     stages: tuple[ClusteredStage, ...] = Field(min_length=1, description="The stages with clusters, finest first.")
 
     @property
+    def cluster_outputs(self) -> tuple[str, ...]:
+        """Names of the program's outputs that tell the clusters: beside the logits, all that a mask needs."""
+        return tuple(stage.output for stage in self.stages)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the program's outputs that an explanation needs beside the logits."""
-        names = tuple(stage.output for stage in self.stages)
-        return (EVIDENCE, *names) if self.kind == "patch_clusters" else names
+        """Names of the program's outputs that the explanation of a class needs beside the logits."""
+        return (EVIDENCE, *self.cluster_outputs) if self.kind == "patch_clusters" else self.cluster_outputs
 
 
 class Cluster(NamedTuple):
@@ -67,11 +74,13 @@ class Cluster(NamedTuple):
         number: of the cluster in its stage, from 0.
         weight: share of the stage's evidence that it gathers, in [0, 1].
         heat: (Y, X) on the stage's grid, sums to 1: where that evidence lies.
+        label: of a mask, the class that the evidence is for; None where the answer is one class.
     """
 
     number: int
     weight: float
     heat: Numbers
+    label: str | None = None
 
 
 class PatchClusters(NamedTuple):
@@ -87,7 +96,7 @@ class TokenRegions(NamedTuple):
 
     Attributes:
         regions: (Y, X) on the grid, the token of each cell, in [0, N).
-        weights: (N,), share of each token in the cells.
+        weights: (N,), share of each token in the cells that show the picture.
     """
 
     stage: int
@@ -109,11 +118,11 @@ def find_clusters(outputs: Arrays, spec: ExplanationSpec, *, target: int) -> lis
     Raises: ModelFailed if an output has another shape or means nothing.
     """
     if spec.kind == "token_regions":
-        return [_find_regions(outputs[stage.output], stage) for stage in spec.stages]
+        return [find_regions(outputs[stage.output], stage) for stage in spec.stages]
     contrast = contrast_evidence(_check_evidence(outputs), outputs["logits"].astype(np.float64), target=target)
     findings: list[Finding] = []
     for stage in spec.stages:
-        clusters = _check_clusters(outputs[stage.output], stage)
+        clusters = check_clusters(outputs[stage.output], stage)
         weights, heat = weigh_clusters(clusters, spread(contrast, stage.grid))
         ranking = np.argsort(-weights, kind="stable")[:NUM_SHOWN]
         shown = [Cluster(int(c), float(weights[c]), heat[c].reshape(stage.grid)) for c in ranking]
@@ -162,12 +171,25 @@ def weigh_clusters(clusters: Numbers, contrast: Numbers) -> tuple[Numbers, Numbe
     return sums[:, 0] / sums.sum(), heat
 
 
-def _find_regions(cells: AnyArray, stage: ClusteredStage) -> TokenRegions:
+def find_regions(cells: AnyArray, stage: ClusteredStage, *, part: tuple[float, float] = (1.0, 1.0)) -> TokenRegions:
+    """Find the regions of a stage's tokens.
+
+    Args:
+        cells: (N,), the token of each cell.
+        stage: whose cells they are.
+        part: share of the rows and columns that show the picture, from the top left; tokens beyond do not count.
+    Raises: ModelFailed if there is another number of cells.
+    """
     height, width = stage.grid
     if cells.shape != (height * width,):
         raise _failed(f"the token of each of {height} x {width} cells of stage {stage.stage}")
-    _, regions, sizes = np.unique(cells, return_inverse=True, return_counts=True)
-    return TokenRegions(stage.stage, stage.grid, regions.reshape(stage.grid), sizes / cells.size)
+    # What rounding adds to a share is no row.
+    rows, columns = (math.ceil(size * share - 1e-9) for size, share in zip(stage.grid, part, strict=True))
+    seen = cells.reshape(stage.grid)[:rows, :columns]
+    _, tokens, sizes = np.unique(seen, return_inverse=True, return_counts=True)
+    regions = np.zeros(stage.grid, np.int64)
+    regions[:rows, :columns] = tokens.reshape(seen.shape)
+    return TokenRegions(stage.stage, stage.grid, regions, sizes / seen.size)
 
 
 def _check_evidence(outputs: Arrays) -> Numbers:
@@ -178,7 +200,11 @@ def _check_evidence(outputs: Arrays) -> Numbers:
     return evidence.astype(np.float64)
 
 
-def _check_clusters(clusters: AnyArray, stage: ClusteredStage) -> Numbers:
+def check_clusters(clusters: AnyArray, stage: ClusteredStage) -> Numbers:
+    """Check what each cluster of a stage gathers from each patch.
+
+    Raises: ModelFailed if the shape is not (C, N), a number is not finite or a cluster gathers nothing.
+    """
     height, width = stage.grid
     if clusters.shape[1:] != (height * width,) or not np.isfinite(clusters).all() or not (clusters.sum(1) > 0).all():
         raise _failed(f"a finite share of each of {height} x {width} patches in each cluster of stage {stage.stage}")

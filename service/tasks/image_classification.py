@@ -192,7 +192,8 @@ class ImageClassification(Task[ImageClassificationSpec, ImageClassificationOptio
         scores, ranking = _rank(outputs, spec)
         findings = find_clusters(outputs, spec.explanation, target=ranking[0])
         canvas = read_canvas(sample.context, spec, side=PANEL_PIXELS[spec.explanation.kind])
-        return draw_sheet(canvas, findings, label=spec.labels[ranking[0]], score=float(scores[ranking[0]]))
+        title = f"{spec.labels[ranking[0]]}, probability {scores[ranking[0]]:.2f}"
+        return draw_sheet(canvas, findings, title=title)
 
 
 def _rank(outputs: Arrays, spec: ImageClassificationSpec) -> tuple[npt.NDArray[np.float64], list[int]]:

@@ -2,23 +2,36 @@
 
 The program takes `image`, uint8 (Y, X, 3), RGB, and returns `logits`, float32 (L, Y/s, X/s) for a stride s; it
 normalises the pixels itself. A picture of another shape is scaled to fit, see `letterbox.py`; the mask has the size of
-the picture as sent.
+the picture as sent. Of a model that explains its answers the program also returns its clusters, see `explanations.py`.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.errors import ModelFailed, NotAcceptable
+from service.errors import InvalidInput, ModelFailed, NotAcceptable
 from service.sample import Arrays, Sample
-from service.tasks.embedded_picture import EmbeddedPicture, embed
+from service.tasks.embedded_picture import embed
+from service.tasks.explanation_answers import MaskExplanation, describe_clusters
+from service.tasks.explanation_pictures import (
+    MAX_SCENE_PIXELS,
+    SCENE_PANEL_PIXELS,
+    SIDE_PIXELS,
+    draw_sheet,
+    read_scene,
+    shorten,
+)
+from service.tasks.explanations import ExplanationSpec, Finding
 from service.tasks.letterbox import Colour, LetterboxSpec, Size, decode_letter, decode_to_fit
+from service.tasks.mask_explanations import NUM_CLASSES_SHOWN, find_mask_clusters
 from service.tasks.masks import Mask, count_pixels, count_runs, encode_mask, encode_painted_mask, find_mask
 from service.tasks.palettes import MAX_COLOURS, make_palette
 from service.tasks.picture_files import PICTURE_MEDIA_TYPES
-from service.tasks.segmentation_picture import MAX_SIDE_PIXELS, Entry, draw_segmentation, lay_out
-from service.tasks.task import Task, TaskResult
+from service.tasks.segmentation_answers import ImageSegmentationResult, RunLengths, SegmentedClass
+from service.tasks.segmentation_picture import MAX_SIDE_PIXELS, Entry, blend, draw_segmentation, lay_out
+from service.tasks.task import Task
 
 
 class ImageSegmentationSpec(LetterboxSpec):
@@ -29,6 +42,9 @@ class ImageSegmentationSpec(LetterboxSpec):
     )
     colours: tuple[Colour, ...] | None = Field(
         default=None, description="Colour of each class in drawings; by default colours that differ much."
+    )
+    explanation: ExplanationSpec | None = Field(
+        default=None, description="The clusters that can explain an answer; absent for a model that tells none."
     )
 
     @property
@@ -59,55 +75,11 @@ class ImageSegmentationOptions(BaseModel):
         f"has at most {MAX_SIDE_PIXELS} pixels.",
         examples=[True],
     )
-
-
-class SegmentedClass(BaseModel):
-    """A class that some of the pixels have."""
-
-    index: int = Field(
-        description="Index of the class among the model's classes; its number in the mask.", examples=[3]
+    explain: Literal["none", "clusters"] = Field(
+        default="none",
+        description="Whether to tell and draw the clusters that mattered for the largest classes of the mask.",
+        examples=["clusters"],
     )
-    label: str = Field(description="Name of the class.", examples=["road"])
-    share: float = Field(description="Share of the picture's pixels; all classes together have 1.", examples=[0.293])
-
-
-class RunLengths(BaseModel):
-    """A mask as run lengths, as COCO's uncompressed RLE has them."""
-
-    size: tuple[int, int] = Field(description="Height and width.", examples=[(360, 480)])
-    counts: dict[int, list[int]] = Field(
-        description="For each class of the picture, by its index: how many pixels are not of it, how many are, how "
-        "many are not, and so on, column by column from the top left.",
-        examples=[{0: [0, 2, 2], 3: [2, 2]}],
-    )
-
-
-class ImageSegmentationResult(TaskResult):
-    """The class of each pixel of one picture."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "paca-fpn-micro-camvid",
-                    "version": "1.0.0",
-                    "height": 360,
-                    "width": 480,
-                    "classes": [
-                        {"index": 3, "label": "road", "share": 0.61},
-                        {"index": 0, "label": "sky", "share": 0.39},
-                    ],
-                    "mask": {"media_type": "image/png", "data": "iVBORw0KGgo…"},
-                }
-            ]
-        }
-    )
-
-    height: int = Field(description="Rows of the picture as sent, upright, and of the mask.", examples=[360])
-    width: int = Field(description="Columns.", examples=[480])
-    classes: list[SegmentedClass] = Field(description="The classes that the picture has, largest share first.")
-    mask: EmbeddedPicture | RunLengths = Field(description="The class of each pixel, as `mask_format` says.")
-    overlay: EmbeddedPicture | None = Field(default=None, description="If `overlay` was asked for.")
 
 
 class _Sent(NamedTuple):
@@ -126,32 +98,46 @@ class ImageSegmentation(Task[ImageSegmentationSpec, ImageSegmentationOptions, Im
     Spec = ImageSegmentationSpec
     Options = ImageSegmentationOptions
     Result = ImageSegmentationResult
-    drawing = "The mask, its pixels being classes that a palette gives colours; with `overlay` the picture, blended."
+    drawing = (
+        "The mask, its pixels being classes that a palette gives colours; with `overlay` the picture, blended; with "
+        "`explain` the answer beside the clusters that mattered for it."
+    )
 
     def check_options(self, options: ImageSegmentationOptions, spec: ImageSegmentationSpec) -> None:
-        """Take all options: every model can do all of them."""
+        """Refuse to explain where a model tells no clusters.
+
+        Raises: InvalidInput.
+        """
+        if options.explain == "clusters" and spec.explanation is None:
+            raise InvalidInput(
+                "explain is clusters; this model tells no clusters; leave explain out or ask another model"
+            )
 
     def check_drawing(
         self,
         options: ImageSegmentationOptions,
         spec: ImageSegmentationSpec,  # noqa: ARG002
     ) -> None:
-        """Refuse to draw run lengths.
+        """Refuse to draw run lengths, and two pictures at once.
 
         Raises: NotAcceptable.
         """
-        if options.mask_format == "rle" and not options.overlay:
+        is_explained = options.explain == "clusters"
+        if options.overlay and is_explained:
+            raise NotAcceptable(
+                "overlay and explain are both asked for, and so is a picture; it can show one of them; leave one out "
+                "or accept application/json"
+            )
+        if options.mask_format == "rle" and not options.overlay and not is_explained:
             raise NotAcceptable(
                 "mask_format is rle, and a picture is asked for; run lengths are no picture; leave mask_format out or "
                 "accept application/json"
             )
 
-    def outputs(
-        self,
-        options: ImageSegmentationOptions,  # noqa: ARG002
-        spec: ImageSegmentationSpec,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        """Ask for the logits alone, whatever the options."""
+    def outputs(self, options: ImageSegmentationOptions, spec: ImageSegmentationSpec) -> tuple[str, ...]:
+        """Ask for the logits alone, unless the answer is explained."""
+        if options.explain == "clusters" and spec.explanation is not None:
+            return ("logits", *spec.explanation.cluster_outputs)
         return ("logits",)
 
     def decode(
@@ -181,13 +167,19 @@ class ImageSegmentation(Task[ImageSegmentationSpec, ImageSegmentationOptions, Im
         """Find the class of each pixel; of equal logits the lower index wins.
 
         Args:
-            outputs: `logits`, (L, Y/s, X/s).
+            outputs: `logits`, (L, Y/s, X/s), and if the answer is explained its clusters.
             sample, spec, options: as in `Task.postprocess`.
             model, version: as in `Task.postprocess`.
-        Raises: ModelFailed if the logits are not one finite number per label and cell.
+        Raises: ModelFailed if the logits are not one finite number per label and cell, or the clusters mean nothing.
         """
         mask = _find_mask(outputs, sample, spec)
         classes = _count_classes(mask, spec)
+        explanation = None
+        if options.explain == "clusters":
+            findings = _find_clusters(outputs, classes, sample, spec)
+            side = min(max(SIDE_PIXELS, *sample.context.size), MAX_SCENE_PIXELS)
+            canvas = read_scene(sample.context.body, spec, sample.context.box, side=side)
+            explanation = MaskExplanation(stages=describe_clusters(canvas, findings))
         return ImageSegmentationResult(
             model=model,
             version=version,
@@ -196,18 +188,21 @@ class ImageSegmentation(Task[ImageSegmentationSpec, ImageSegmentationOptions, Im
             classes=classes,
             mask=embed(encode_mask(mask)) if options.mask_format == "png" else _count_runs(mask, classes),
             overlay=embed(_draw_overlay(mask, classes, sample, spec)) if options.overlay else None,
+            explanation=explanation,
         )
 
     def draw(
         self, outputs: Arrays, sample: Sample, spec: ImageSegmentationSpec, options: ImageSegmentationOptions
     ) -> bytes:
-        """Draw the mask with a palette, or the picture blended with its colours.
+        """Draw the mask with a palette, the picture blended with its colours, or beside what explains them.
 
         Args:
             outputs, sample, spec, options: as in `postprocess`.
         Raises: ModelFailed, as `postprocess`.
         """
         mask = _find_mask(outputs, sample, spec)
+        if options.explain == "clusters":
+            return _draw_explanation(outputs, mask, sample, spec)
         if options.overlay:
             return _draw_overlay(mask, _count_classes(mask, spec), sample, spec)
         return encode_painted_mask(mask, spec.palette)
@@ -247,6 +242,27 @@ def _draw_overlay(mask: Mask, classes: list[SegmentedClass], sample: Sample, spe
     layout = lay_out(sample.context.size, entries)
     pixels = decode_to_fit(sample.context.body, layout.limit, max_pixels=spec.max_pixels)
     return draw_segmentation(pixels, mask, palette, entries, layout)
+
+
+def _find_clusters(
+    outputs: Arrays, classes: Sequence[SegmentedClass], sample: Sample, spec: ImageSegmentationSpec
+) -> list[Finding]:
+    assert spec.explanation is not None, "check_options refuses to explain what has no clusters"
+    box = sample.context.box
+    return find_mask_clusters(
+        outputs,
+        spec.explanation,
+        part=(box[0] / spec.height, box[1] / spec.width),
+        targets={one.index: one.label for one in classes[:NUM_CLASSES_SHOWN]},
+    )
+
+
+def _draw_explanation(outputs: Arrays, mask: Mask, sample: Sample, spec: ImageSegmentationSpec) -> bytes:
+    classes = _count_classes(mask, spec)
+    findings = _find_clusters(outputs, classes, sample, spec)
+    canvas = read_scene(sample.context.body, spec, sample.context.box, side=SCENE_PANEL_PIXELS)
+    title = ", ".join(f"{shorten(one.label)} {one.share:.0%}" for one in classes[:NUM_CLASSES_SHOWN])
+    return draw_sheet(canvas, findings, title=title, answer=blend(canvas.pixels, mask, spec.palette))
 
 
 IMAGE_SEGMENTATION = ImageSegmentation()

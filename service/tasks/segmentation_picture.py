@@ -97,7 +97,7 @@ def draw_segmentation(
     """
     height, width = layout.size
     picture = Image.new("RGB", (width, height), _PAPER)
-    picture.paste(Image.fromarray(_blend(pixels, _scale(mask, pixels.shape[:2]), palette)), (0, 0))
+    picture.paste(Image.fromarray(blend(pixels, mask, palette)), (0, 0))
     canvas = ImageDraw.Draw(picture)
     room = layout.num_rows * layout.num_columns
     shown = entries if len(entries) <= room else entries[: room - 1]
@@ -112,6 +112,25 @@ def draw_segmentation(
     return file.getvalue()
 
 
+def blend(pixels: Pixels, mask: Mask, palette: Sequence[Colour]) -> Pixels:
+    """Put the colours of classes over a picture, and dark lines between them.
+
+    Args:
+        pixels: (Y, X, 3), the picture.
+        mask: of the picture at any size.
+        palette: colour of each class.
+    """
+    scaled = _scale(mask, pixels.shape[:2])
+    faded = (np.arange(256) * (1 - _STRENGTH)).round().astype(np.uint8)
+    added = (np.array(palette) * _STRENGTH).round().astype(np.uint8)
+    blended: Pixels = faded[pixels] + added[scaled]
+    is_edge = np.zeros(scaled.shape, np.bool_)
+    is_edge[:, 1:] |= scaled[:, 1:] != scaled[:, :-1]
+    is_edge[1:] |= scaled[1:] != scaled[:-1]
+    blended[is_edge] = (blended[is_edge] * _OUTLINE).astype(np.uint8)
+    return blended
+
+
 def _scale(mask: Mask, size: Size) -> Mask:
     rows, columns = (
         ((np.arange(target) + 0.5) * (length / target)).astype(np.intp)
@@ -119,18 +138,6 @@ def _scale(mask: Mask, size: Size) -> Mask:
     )
     scaled: Mask = mask[rows[:, None], columns]
     return scaled
-
-
-def _blend(pixels: Pixels, mask: Mask, palette: Sequence[Colour]) -> Pixels:
-    """Put the colours over the picture, and dark lines between them."""
-    faded = (np.arange(256) * (1 - _STRENGTH)).round().astype(np.uint8)
-    added = (np.array(palette) * _STRENGTH).round().astype(np.uint8)
-    blended: Pixels = faded[pixels] + added[mask]
-    is_edge = np.zeros(mask.shape, np.bool_)
-    is_edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    is_edge[1:] |= mask[1:] != mask[:-1]
-    blended[is_edge] = (blended[is_edge] * _OUTLINE).astype(np.uint8)
-    return blended
 
 
 def _place(number: int, layout: Layout) -> tuple[int, int]:

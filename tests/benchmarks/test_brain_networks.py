@@ -8,15 +8,15 @@ import torch
 
 from benchmarks import brain_networks
 from benchmarks.brain_network_report import render_cells
-from benchmarks.brain_network_rows import ROWS, TASKS
+from benchmarks.brain_network_rows import ROWS, TASKS, TaskSettings
 from benchmarks.brain_networks import Cell, list_cells, measure_cells
 from models.thc import Thc, ThcConfig
 from tests.training.tiny_connectomes import write_connectomes
 
 
-def make_tiny(num_regions: int, num_classes: int) -> Thc:
+def make_tiny(num_regions: int, task: TaskSettings) -> Thc:
     config = ThcConfig(num_regions=num_regions, sizes=(6, 3), num_heads=2, hidden_dim=8, encoder="none", readout_dim=2)
-    return Thc(config, num_classes=num_classes)
+    return Thc(config, num_classes=task.num_classes)
 
 
 def find_row(key: str) -> Any:
@@ -92,6 +92,6 @@ def test_a_finished_cell_is_not_measured_again_and_the_tables_tell_what_was_meas
 def test_every_model_can_be_made_for_its_tasks_and_is_small_but_for_the_published_one(row: Any) -> None:
     with torch.device("meta"):
         for task in row.tasks:
-            model = row.make({"mdd": 78, "adhd-site": 190}.get(task, 116), TASKS[task].num_classes)
+            model = row.make({"mdd": 78, "adhd-site": 190}.get(task, 116), TASKS[task])
             number = sum(parameter.numel() for parameter in model.parameters())
             assert (number < 5_000_000) == (row.key != "thc-official")

@@ -42,6 +42,16 @@ def test_the_peak_is_what_the_first_call_needs(monkeypatch: pytest.MonkeyPatch) 
     assert 0.9 * MEGABYTES_50 < found.peak_bytes < 1.5 * MEGABYTES_50  # pages that were there before are used again
 
 
+def test_a_slow_model_is_called_once_and_others_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    assert picture_worker.measure(lambda: calls.append(1)).cpu_seconds < 1
+    assert len(calls) == 1 + picture_worker.MAX_CALLS
+    monkeypatch.setattr(picture_worker, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(picture_worker, "ENOUGH_SECONDS", 0.0)
+    picture_worker.measure(lambda: calls.append(1))
+    assert len(calls) == 2 + picture_worker.MAX_CALLS
+
+
 def test_ratios_are_taken_within_a_round() -> None:
     seconds = {SCATTER: (0.3, 0.9), EAGER: (0.2, 0.6), PROGRAM: (0.1, 0.3)}
     timings = [

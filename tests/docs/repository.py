@@ -1,9 +1,10 @@
-"""What the documentation tests read: the repository's files, and Markdown without its code."""
+"""What the documentation tests read: the repository's files, Markdown without its code, and the README's examples."""
 
 import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -11,6 +12,32 @@ from tests.golden_files import REPOSITORY
 
 FENCED = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+
+
+_BLOCK = re.compile(r"^```\w*\n(.*?)^```\n(?:\n```json\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+
+
+class Example(NamedTuple):
+    """A command of the README.
+
+    Attributes:
+        command: one line.
+        answer: the JSON that stands below it, if there is some.
+    """
+
+    command: str
+    answer: str | None
+
+
+def readme_curls() -> list[Example]:
+    """The README's curls, in order."""
+    blocks = _BLOCK.findall(document("README.md"))
+    return [
+        Example(line, answer or None)
+        for code, answer in blocks
+        for line in code.splitlines()
+        if line.startswith("curl ")
+    ]
 
 
 @cache

@@ -22,6 +22,8 @@ from tests.golden_files import REPOSITORY
 from tests.service.tiny_bundle import make_facts
 
 LEAF_SPEC = r".*treespec, LeafSpec.* is deprecated"  # torch 2.13's exporter warns of torch 2.13
+ANNOTATIONS = r"The TorchScript type system doesn't support instance-level annotations"  # of torch's own classes
+DEPRECATED = r".*torch\.jit"  # torch 2.13 calls TorchScript deprecated
 SHARED_AXIS = r"# The axis name: (\w+) will not be used, since it shares .* axis: \1\."  # two inputs have this axis
 ARCHITECTURE = "paca-vit-of-tests"
 CONFIG = PaCaViTConfig(
@@ -119,6 +121,8 @@ def quiet_exporter() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", LEAF_SPEC, FutureWarning)
         warnings.filterwarnings("ignore", SHARED_AXIS, UserWarning)
+        warnings.filterwarnings("ignore", ANNOTATIONS, UserWarning)
+        warnings.filterwarnings("ignore", DEPRECATED, DeprecationWarning)
         yield
 
 

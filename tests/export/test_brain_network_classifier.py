@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.brain_network_classifier import BrainNetworkProgram, count_near_ties, plan_brain_network_classifier
 from export.source import Source
@@ -34,7 +34,9 @@ CONFIG = ThcConfig(
     encoder_dim=16,
     readout_dim=4,
     readout_hidden_dim=16,
-    is_centred=True,
+    spectrum_limit=2.0,
+    is_standardised=True,
+    resolutions=(2.0, 1.0),
     has_linear_path=True,
 )
 SPEC = {
@@ -56,6 +58,12 @@ def make_thc(config: ThcConfig = CONFIG) -> Thc:
             if weight.is_floating_point():
                 weight.copy_((weight + 0.1 * torch.randn_like(weight)).half())
     return model.eval()
+
+
+def make_connectivities(batch: int) -> Tensor:
+    """Symmetric, as whatever the service lets through."""
+    x = torch.rand(batch, R, R)
+    return (x + x.transpose(1, 2)) / 2
 
 
 def make_brain_source() -> Source:
@@ -84,7 +92,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 def test_a_raw_connectivity_gives_what_a_normalised_one_gave() -> None:
-    model, x = make_thc(), torch.rand(3, R, R)
+    model, x = make_thc(), make_connectivities(3)
     found = BrainNetworkProgram(model, Normalisation(mean=(0.2,), std=(0.4,)))(x)
     logits, assignments, _ = model((x - 0.2) / 0.4)
     torch.testing.assert_close(found, (logits, *assignments), atol=1e-6, rtol=0)
@@ -151,7 +159,7 @@ def test_near_ties_are_found() -> None:
         weight = model.levels[0].communities.weight
         weight[:, 1:5] = weight[:, :1] * (1 + 1e-6 * torch.randn(R, 4))
     program = BrainNetworkProgram(model, Normalisation(mean=(0.0,), std=(1.0,)))
-    assert count_near_ties(program, torch.rand(4, R, R)) > 0
+    assert count_near_ties(program, make_connectivities(4)) > 0
 
 
 @pytest.mark.parametrize(

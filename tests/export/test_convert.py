@@ -1,6 +1,5 @@
 """Conversion of published checkpoints, up to an answer of the service."""
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -25,10 +23,9 @@ from export.source import WEIGHTS, Source, read_source
 from models import BUILDERS
 from models.checkpoints import paca_vit_renames
 from models.thc import Thc
-from service.app import create_app
 from service.bundle import Conversion, hash_file, open_bundle
-from service.settings import Settings
 from tests.export.conftest import ARCHITECTURE, CONFIG, quiet_exporter, write_quietly
+from tests.export.conversions import ask, encode, make_picture, save
 from tests.export.official_names import official_state
 from tests.models import test_checkpoints_thc as thc
 
@@ -62,12 +59,6 @@ def make_state(builder: str = ARCHITECTURE, num_classes: int = NUM_CLASSES) -> d
     return {name: tensor.clone() for name, tensor in official_state(model).items()}
 
 
-def save(folder: Path, state: dict[str, Tensor]) -> Path:
-    path = folder / "official.pth"
-    torch.save({"state_dict": state, "epoch": 300}, path)
-    return path
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return save(tmp_path, make_state())
@@ -91,34 +82,10 @@ def to_official_input(picture: Image.Image, *, size: int, resized: int) -> Tenso
     return torch.from_numpy((pixels - MEAN) / STD).float().permute(2, 0, 1)[None]  # (1, 3, Y, X)
 
 
-def make_picture(width: int, height: int) -> Image.Image:
-    """A smooth picture: on others the order of resizing and cutting shows."""
-    y, x = np.mgrid[:height, :width] / max(width, height)
-    channels = [127 + 120 * np.sin(5 * x), 127 + 120 * np.cos(7 * y), 255 * x * y]
-    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
-
-
-async def ask(bundle: Path, cache: Path, picture: Image.Image, **query: Any) -> dict[str, Any]:
-    """Serve the bundle in this process and let it classify a picture."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    app = create_app(Settings(bundles=bundle.parent, cache=cache, device="cpu", workers=1, decode_threads=1))
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://t") as client,
-    ):
-        url = f"/v1/image-classification/{bundle.name}"
-        answer = await client.post(url, content=file.getvalue(), params=query)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
 @pytest.mark.anyio
 async def test_the_service_answers_with_the_official_preprocessing(converted: Path, tmp_path: Path) -> None:
     picture = make_picture(36, 27)
-    answer = await ask(converted, tmp_path, picture, top_k=NUM_CLASSES)
+    answer = await ask(converted, tmp_path, encode(picture), top_k=NUM_CLASSES)
     scores = {one["label"]: one["score"] for one in answer["predictions"]}
     found = torch.tensor([scores[f"class_{index}"] for index in range(NUM_CLASSES)])
     _, model = read_source(converted)
@@ -267,6 +234,18 @@ def test_a_name_that_no_bundle_may_have_is_refused_at_once(tmp_path: Path, name:
         convert(ARCHITECTURE, tmp_path / "absent.pth", tmp_path / name, Wishes())
 
 
+def test_a_folder_that_exists_is_left_as_it_is(converted: Path, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in converted.iterdir()}
+    with pytest.raises(ValueError, match="paca-official exists; name another folder with --out, or remove this one"):
+        convert(ARCHITECTURE, tmp_path / "absent.pth", converted, Wishes())
+    assert {path.name: path.stat().st_mtime_ns for path in converted.iterdir()} == before
+
+
+def test_batches_of_no_pictures_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="max_batch=0; it is at least 1"):
+        convert(ARCHITECTURE, checkpoint, None, Wishes(max_batch=0))
+
+
 def test_a_classifier_of_brain_networks_becomes_a_bundle_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +279,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, bundle: Path, *arguments: str) 
 
     def write(source: Source, model: Any, out: Path) -> Any:
         written.append((source, out))
+        out.mkdir()
         return open_bundle(bundle).manifest
 
     monkeypatch.setattr(command, "write_bundle", write)
@@ -318,15 +298,16 @@ def test_the_command_converts_as_it_is_told(
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\nc\nd\ne\n")
     options = ["--labels", str(labels), "--license", "CC-BY-4.0", "--set", "resize_shorter_side=20"]
-    options += ["--set", "std=[1, 1, 1]", "--out", str(converted)]
+    options += ["--set", "std=[1, 1, 1]", "--max-batch", "3", "--out", str(tmp_path / "made")]
     ((source, out),) = run_command(monkeypatch, converted, ARCHITECTURE, str(checkpoint), *options)
-    assert out == converted
-    assert source.name == converted.name
+    assert out == tmp_path / "made"
+    assert source.name == "made"
+    assert source.max_batch == 3
     assert source.spec["labels"] == ["a", "b", "c", "d", "e"]
     assert source.spec["resize_shorter_side"] == 20
     assert source.normalisation.std == (1, 1, 1)
     assert source.license.startswith("CC-BY-4.0")
-    assert json.loads(capsys.readouterr().out)["bundle"] == str(converted)
+    assert json.loads(capsys.readouterr().out)["bundle"] == str(out)
 
 
 def test_the_command_takes_the_weights_that_are_asked_for(
@@ -334,7 +315,7 @@ def test_the_command_takes_the_weights_that_are_asked_for(
 ) -> None:
     path = tmp_path / "official.pth"
     torch.save({"state_dict": {}, "averages": make_state()}, path)
-    options = [ARCHITECTURE, str(path), "--out", str(converted)]
+    options = [ARCHITECTURE, str(path), "--out", str(tmp_path / "made")]
     with pytest.raises(SystemExit, match=r"python -m export convert: checkpoint does not fit .*missing"):
         run_command(monkeypatch, converted, *options)
     ((source, _),) = run_command(monkeypatch, converted, *options, "--key", "averages")
@@ -349,12 +330,13 @@ async def test_a_checkpoint_with_every_published_name_is_served(
     shapes = {name: value["shape"] for name, value in json.loads(keys.read_text())["state_dict"].items()}
     given = make_state("paca-vit-tiny", 1000)
     state = {name: given[name].reshape(shape) for name, shape in shapes.items()}
-    wishes = Wishes(settings={"height": 64, "width": 64, "resize_shorter_side": 71})  # 12 times less work than 224
+    settings = {"height": 64, "width": 64, "resize_shorter_side": 71}  # 12 times less work than 224
+    wishes = Wishes(settings=settings, max_batch=1)
     out = tmp_path / "paca-vit-tiny-imagenet1k"
     source, model, out = convert("pacavit_tiny_p2cconv_100_0", save(tmp_path, state), out, wishes)
-    write_quietly(source.model_copy(update={"max_batch": 1}), model, tmp_path)  # warm-up tries all batches up to it
+    write_quietly(source, model, tmp_path)
     picture = make_picture(142, 71)
-    answer = await ask(out, tmp_path / "cache", picture, top_k=1000)
+    answer = await ask(out, tmp_path / "cache", encode(picture), top_k=1000)
     with torch.inference_mode():
         expected = model(to_official_input(picture, size=64, resized=71))[0].softmax(dim=1)[0]
     scores = {one["index"]: one["score"] for one in answer["predictions"]}

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -7,6 +8,7 @@ import torch
 
 from export.explanations import EvidenceModel, describe_explanation
 from export.pictures import PHOTOS, SAMPLES
+from models.paca_teacher import PaCaTeacherViTClassifier
 from models.paca_vit import PaCaViTClassifier, PaCaViTConfig
 from models.tcformer import TCFormerClassifier, TCFormerConfig
 from service.app import create_app
@@ -18,10 +20,10 @@ from service.tasks.image_classification import (
     ImageClassificationOptions,
     ImageClassificationSpec,
 )
-from service.tasks.pictures import PictureSpec
 from tests.export.conftest import LABELS, SIDE, make_model
+from tests.export.tiny_pictures import CLASSIFIERS, SEGMENTERS, TEACHER, make_picture_model
 
-FRAMING = PictureSpec(height=32, width=48, resize_shorter_side=48, interpolation="bilinear", max_pixels=9_000)
+FRAME = {"height": 32, "width": 48}
 
 
 def test_a_bundle_of_paca_tells_what_its_clusters_explain(bundle_folder: Path) -> None:
@@ -88,7 +90,7 @@ def test_evidence_comes_behind_the_clusters() -> None:
 
 
 def test_grids_follow_the_picture_s_shape() -> None:
-    found = describe_explanation(make_model(), FRAMING)
+    found = describe_explanation(make_model(), **FRAME)
     assert found is not None
     assert found.stages[0].grid == (16, 24)
 
@@ -98,7 +100,7 @@ def test_a_model_without_clusters_explains_nothing() -> None:
         dims=(8,), num_heads=(2,), depths=(1,), num_clusters=(0,), mlp_ratios=(2,), clustering_kernel_sizes=(3,),
         onsite_clustering=(0,),
     )  # fmt: skip
-    assert describe_explanation(PaCaViTClassifier(config, num_classes=2), FRAMING) is None
+    assert describe_explanation(PaCaViTClassifier(config, num_classes=2), **FRAME) is None
 
 
 @pytest.mark.parametrize("stride", [2, 4])
@@ -107,9 +109,40 @@ def test_tokens_of_tcformer_are_told_on_the_first_stage_s_grid(stride: int) -> N
         dims=(8, 8), num_heads=(1, 1), depths=(1, 1), mlp_ratios=(1, 1), reduction_ratios=(2, 1), sample_ratios=(0.25,),
         stem_stride=stride,
     )  # fmt: skip
-    found = describe_explanation(TCFormerClassifier(config, num_classes=2).eval(), FRAMING)
+    found = describe_explanation(TCFormerClassifier(config, num_classes=2).eval(), **FRAME)
     assert found is not None
     assert found.model_dump() == {
         "kind": "token_regions",
         "stages": ({"stage": 2, "grid": (32 // stride, 48 // stride)},),
     }
+
+
+def test_a_model_led_by_a_teacher_tells_its_evidence_as_one_that_is_not() -> None:
+    model = make_picture_model(CLASSIFIERS["teacher"])
+    assert isinstance(model, PaCaTeacherViTClassifier)
+    with torch.inference_mode():
+        image = torch.randn(2, 3, 32, 48)
+        logits, clusters = model(image)
+        again, outputs = EvidenceModel(model)(image)
+    assert torch.equal(again, logits)
+    assert torch.equal(outputs[0], clusters[0])
+    torch.testing.assert_close(outputs[1].sum((2, 3)), logits, rtol=1e-5, atol=1e-5)  # float32
+    found = describe_explanation(model, **FRAME)
+    assert found is not None
+    assert found.model_dump() == {"kind": "patch_clusters", "stages": ({"stage": 1, "grid": (8, 12)},)}
+
+
+def test_a_teacher_that_makes_no_clusters_explains_nothing() -> None:
+    config = replace(TEACHER, vit=replace(TEACHER.vit, num_clusters=(0, 0)))
+    assert describe_explanation(PaCaTeacherViTClassifier(config, num_classes=2).eval(), **FRAME) is None
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_tell_the_grids_that_their_clusters_are_on(name: str) -> None:
+    found = describe_explanation(make_picture_model(SEGMENTERS[name]), height=44, width=60)
+    assert found is not None
+    grids = {stage.stage: stage.grid for stage in found.stages}
+    if name.startswith("paca"):
+        assert (found.kind, grids) == ("patch_clusters", {1: (11, 15), 2: (6, 8)})
+    else:
+        assert (found.kind, grids) == ("token_regions", {2: (11, 15), 3: (11, 15)})

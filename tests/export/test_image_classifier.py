@@ -1,15 +1,18 @@
+import json
 from functools import partial
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
 from export.image_classifier import plan_image_classifier
 from export.onnx_program import export_onnx
 from export.parity import measure_parity
-from models import token_merging
+from models import density_peaks, token_exchange
 from models.tcformer import TCFormerClassifier, TCFormerConfig
 from service.runtimes.onnx import open_onnx
+from service.sample import Arrays
 from tests.export.conftest import quiet_exporter
 from tests.export.tiny_pictures import CLASSIFIERS, LABELS, make_picture_model, make_picture_source
 
@@ -65,9 +68,9 @@ def test_clusters_that_are_decided_may_differ_a_little_and_others_not() -> None:
 def test_a_program_that_compares_block_by_block_and_gathers_equals_its_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_merging, "SPLIT_FROM", 100)
-    monkeypatch.setattr(token_merging, "MAX_PAIRS", 60 * CELLS)
-    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", 0)
+    monkeypatch.setattr(density_peaks, "SPLIT_FROM", 100)
+    monkeypatch.setattr(density_peaks, "MAX_PAIRS", 60 * CELLS)
+    monkeypatch.setattr(token_exchange, "LINKS_PER_CELL", 0)
     model = make_picture_model(partial(TCFormerClassifier, ONE_MERGE))
     plan = plan_image_classifier(make_picture_source("image-classification"), model)
     with quiet_exporter():
@@ -80,3 +83,24 @@ def test_a_program_that_compares_block_by_block_and_gathers_equals_its_module(
     assert adding == {b"add"}, "features are gathered and added row by row"
     runtime = open_onnx(tmp_path / "model.onnx", device="cpu")
     assert set(measure_parity(plan, runtime).share_of_rows_off.values()) <= {0.0}
+    assert count_blocks_held(tmp_path, plan.golden, (60, CELLS)) == 1, "one block at a time"
+
+
+def count_blocks_held(folder: Path, inputs: Arrays, shape: tuple[int, int]) -> int:
+    """Most tensors of pairs (B, rows, columns) that ONNX Runtime holds at once, from the order in which it runs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session.run(["logits"], inputs)
+    events = [e for e in json.loads(Path(session.end_profiling()).read_text()) if e["name"].endswith("_kernel_time")]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        tensors = {way: event["args"][f"{way}_type_shape"] for way in ("input", "output")}
+        is_block = {way: any(tuple(*t.values())[1:] == shape for t in told) for way, told in tensors.items()}
+        held += "MatMul" in event["args"]["op_name"] and is_block["output"]
+        held -= event["args"]["op_name"] in {"ReduceMax", "ReduceMin"} and is_block["input"]
+        most = max(most, held)
+    assert held == 0, "all blocks are reduced"
+    return most

@@ -6,6 +6,7 @@ from export.image_segmenter import plan_image_segmenter
 from export.onnx_program import export_onnx
 from export.parity import measure_parity
 from service.runtimes.onnx import open_onnx
+from service.tasks.image_segmentation import ImageSegmentationSpec
 from tests.export.conftest import quiet_exporter
 from tests.export.tiny_pictures import (
     HEIGHT,
@@ -17,7 +18,7 @@ from tests.export.tiny_pictures import (
 )
 
 GRID = (11, 15)
-CLUSTERS = {
+CLUSTERS: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
     "paca": {"clusters_stage1": ("float32", (5, 165)), "clusters_stage2": ("float32", (4, 48))},
     "paca-fpn": {"clusters_stage1": ("float32", (5, 165)), "clusters_stage2": ("float32", (4, 48))},
     "tcformer": {"clusters_stage2": ("int32", (165,)), "clusters_stage3": ("int32", (165,))},
@@ -50,5 +51,8 @@ def test_logits_are_maps_and_clusters_are_what_the_backbone_gives(name: str) -> 
     logits, *clusters = plan.outputs
     assert (logits.name, logits.dtype, logits.shape) == ("logits", "float32", ("batch", len(LABELS), *GRID))
     assert {tensor.name: (tensor.dtype, tensor.shape[1:]) for tensor in clusters} == CLUSTERS[name]
+    told = ImageSegmentationSpec.model_validate(plan.spec | {"fill": (0, 0, 0)}).explanation
+    assert told is not None
+    assert list(told.cluster_outputs) == list(CLUSTERS[name])
     assert len(plan.golden["image"]) == 1
     assert plan.golden_outputs == ("logits",), "cluster maps are large"

@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def run(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, *arguments: str) -
     """Run the command; gives the folders that it wrote to, in place of writing."""
     written: list[Path] = []
 
-    def write(source: Source, model: Any, out: Path) -> Any:
+    def write(source: Source, model: Any, out: Path, *, runtimes: Sequence[str]) -> Any:
         written.append(out)
         return open_bundle(bundle_folder).manifest
 
@@ -41,6 +42,16 @@ def test_without_a_folder_the_bundle_goes_among_the_others(
     (tmp_path / "bundles" / "paca-vit-of-tests").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, bundle_folder, str(run_folder)) == [Path("bundles/paca-vit-of-tests")]
+
+
+def test_a_bundle_with_a_torchscript_program_goes_to_those_that_are_made_where_they_are_used(
+    monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    out = Path("build/programs/paca-vit-of-tests")
+    (tmp_path / out).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, bundle_folder, str(run_folder), "--runtime", "torchscript") == [out]
+    assert run(monkeypatch, bundle_folder, str(run_folder), "--runtime", "onnx", "--runtime", "torchscript") == [out]
 
 
 @pytest.mark.parametrize(

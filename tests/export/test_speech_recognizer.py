@@ -196,6 +196,18 @@ def test_buckets_grow_evenly_up_to_the_longest_recording(plan: Plan) -> None:
     assert abs(plan.short_length / 2998 - 1) < 0.2  # frames of 30 s
 
 
+def test_a_recogniser_of_long_recordings_names_ranks_from_a_bucket_on() -> None:
+    plan = make_plan(make_speech_source(CLUSTERED, max_seconds=900.0), make_recogniser(CLUSTERED))
+    assert plan.long_length in plan.length_buckets[:-1]
+    assert abs(plan.long_length / 29998 - 1) < 0.2  # frames of 300 s
+
+
+def test_a_bundle_names_ranks_only_if_a_recording_can_be_long(speech_bundle: Path) -> None:
+    manifest = open_bundle(speech_bundle).manifest
+    assert manifest.long_length is None  # its longest recording has 120 s
+    assert manifest.programs.keys() == {"onnx"}
+
+
 @pytest.mark.parametrize("seconds", [1.0, 1.5, 20.0])
 def test_where_all_recordings_are_short_none_is_long(seconds: float) -> None:
     source = make_speech_source(CLUSTERED, max_seconds=seconds)

@@ -102,7 +102,9 @@ def test_names_and_shapes_of_the_published_checkpoints_fit(name: str, shared_fil
     assert len(state) == len(model.state_dict())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "light" in name or "tiny" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if "light" in name or "tiny" in name or name == "tcformer_pose_mta_wholebody"]
+)
 def test_every_number_of_a_checkpoint_arrives(name: str, shared_file: Callable[[str], Path]) -> None:
     build, renames = CASES[name]
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.communities import (
     CentreCommunities,
@@ -11,6 +12,7 @@ from models.communities import (
     SharedMean,
     count_kept,
     keep_strongest,
+    modularity_loss,
     orthogonal_start,
     parameter_entropy,
     sharpening_loss,
@@ -175,3 +177,33 @@ def test_starts_are_orthogonal_where_asked() -> None:
         products = rows @ rows.T
         torch.testing.assert_close(products, products.diagonal().diag(), atol=1e-6, rtol=0)
         torch.testing.assert_close(products.diagonal()[1:], torch.ones(2), atol=1e-6, rtol=0)
+
+
+def test_modularity_is_that_of_a_loop_over_pairs_of_regions() -> None:
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 6, 6, generator=rng, dtype=torch.float64)
+    x = x + x.transpose(1, 2)
+    shares = torch.rand(2, 6, 3, generator=rng, dtype=torch.float64).softmax(dim=2)
+    total = 0.0
+    for subject in range(2):
+        weights = x[subject].clamp(min=0)
+        strengths = [weights[i].sum().item() for i in range(6)]
+        for i in range(6):
+            for j in range(6):
+                together = (shares[subject, i] * shares[subject, j]).sum().item()
+                total += (
+                    (weights[i, j].item() - 1.5 * strengths[i] * strengths[j] / sum(strengths))
+                    * together
+                    / (2 * sum(strengths))
+                )
+    found = modularity_loss(shares, x, 1.5)
+    torch.testing.assert_close(found.item(), -20 * total, atol=1e-9, rtol=0)
+
+
+def test_communities_that_are_connected_within_have_the_least_modularity_loss() -> None:
+    parts = torch.arange(8) // 4
+    x = (parts[:, None] == parts).float()[None] - torch.eye(8)
+    right, wrong = (F.one_hot(found, 2).float()[None] for found in (parts, torch.arange(8) % 2))
+    assert modularity_loss(right, x, 1.0).item() == pytest.approx(-20 * 0.5)
+    assert modularity_loss(wrong, x, 1.0) > 0
+    assert modularity_loss(right, -x, 1.0) == 0  # negative connections do not count

@@ -24,7 +24,8 @@ from models.paca_seg import (
 from models.paca_vit import PaCaViTConfig
 from models.semantic_fpn import SemanticFpnConfig
 from tests.golden_files import golden_files
-from tests.models.test_paca_vit import GOLDEN_TOLERANCE, SMALL, config_from_official, record
+from tests.models.golden_pictures import assert_stored_outputs
+from tests.models.test_paca_vit import SMALL, config_from_official, record
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "paca_seg")
 HEAD_ARGUMENTS = {"in_channels", "in_index", "channels", "num_classes"}
@@ -62,18 +63,10 @@ def test_golden_outputs_of_paca_segmentation_are_reproduced(path: Path, monkeypa
             )
         )
 
-    for i in range(len(json.loads(metadata["sizes"]))):
-        with torch.no_grad():
-            seen["seg_logits"], _, seen["seg_clusters_raw"] = model(stored.pop(f"in{i}.image"))
-        names = [name for name in stored if name.startswith(f"in{i}.")]
-        expected = {name.removeprefix(f"in{i}."): stored.pop(name) for name in names}
-        assert "seg_logits" in expected
-        assert expected.keys() <= seen.keys(), "stored but not compared"
-        assert {name: seen[name].shape for name in expected} == {name: want.shape for name, want in expected.items()}
-        errors = {name: ((seen[name] - want).abs().max() / want.abs().max()).item() for name, want in expected.items()}
-        assert {name: error for name, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
-        seen.clear()
-    assert stored == {}, "stored but not compared"
+    def run(picture: Tensor) -> None:
+        seen["seg_logits"], _, seen["seg_clusters_raw"] = model(picture)
+
+    assert_stored_outputs(run, seen, stored, metadata, needed="seg_logits")
 
 
 @pytest.mark.parametrize(

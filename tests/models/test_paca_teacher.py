@@ -22,8 +22,9 @@ from models.paca_teacher import (
 )
 from models.paca_vit import PaCaViTConfig
 from tests.golden_files import golden_files
-from tests.models.test_paca_vit import GOLDEN_TOLERANCE, record
+from tests.models.golden_pictures import assert_stored_outputs
 from tests.models.test_paca_vit import config_from_official as vit_from_official
+from tests.models.test_paca_vit import record
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "paca_teacher")
 
@@ -80,18 +81,7 @@ def test_golden_outputs_of_paca_vit_with_a_teacher_are_reproduced(path: Path, mo
     load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
     seen = record(model, monkeypatch)
 
-    for i in range(len(json.loads(metadata["sizes"]))):
-        with torch.no_grad():
-            model(stored.pop(f"in{i}.image"))
-        names = [name for name in stored if name.startswith(f"in{i}.")]
-        expected = {name.removeprefix(f"in{i}."): stored.pop(name) for name in names}
-        assert "logits" in expected
-        assert expected.keys() <= seen.keys(), "stored but not compared"
-        assert {name: seen[name].shape for name in expected} == {name: want.shape for name, want in expected.items()}
-        errors = {name: ((seen[name] - want).abs().max() / want.abs().max()).item() for name, want in expected.items()}
-        assert {name: error for name, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
-        seen.clear()
-    assert stored == {}, "stored but not compared"
+    assert_stored_outputs(model, seen, stored, metadata, needed="logits")
 
 
 @pytest.mark.skipif(not GOLDEN, reason="GOLDEN_ROOT holds no golden file of a teacher")

@@ -23,9 +23,9 @@ from models.paca_vit import (
     PaCaViTConfig,
 )
 from tests.golden_files import golden_files
+from tests.models.golden_pictures import assert_stored_outputs
 from tests.oracles import paca_attention as oracle
 
-GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
 GOLDEN = golden_files("tcformer_and_paca_vit", "paca_conv", "paca_mlp", "paca_eps")
 
 SMALL = PaCaViTConfig(
@@ -116,18 +116,7 @@ def test_golden_outputs_of_paca_vit_are_reproduced(path: Path, monkeypatch: pyte
     load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
     seen = record(model, monkeypatch)
 
-    for i in range(len(json.loads(metadata["sizes"]))):
-        with torch.no_grad():
-            model(stored.pop(f"in{i}.image"))
-        names = [name for name in stored if name.startswith(f"in{i}.")]
-        expected = {name.removeprefix(f"in{i}."): stored.pop(name) for name in names}
-        assert "logits" in expected
-        assert expected.keys() <= seen.keys(), "stored but not compared"
-        assert {name: seen[name].shape for name in expected} == {name: want.shape for name, want in expected.items()}
-        errors = {name: ((seen[name] - want).abs().max() / want.abs().max()).item() for name, want in expected.items()}
-        assert {name: error for name, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
-        seen.clear()
-    assert stored == {}, "stored but not compared"
+    assert_stored_outputs(model, seen, stored, metadata, needed="logits")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import token_merging
+from models import token_exchange
 from models.layers import map_to_tokens, tokens_to_map
 from models.semantic_fpn import SemanticFpnConfig
 from models.tcformer import (
@@ -21,8 +21,8 @@ from models.tcformer import (
     TCFormerSegmenter,
 )
 from models.token_blocks import Source, TokenAttention, biased_attention
-from models.token_merging import link_tokens
-from tests.models.test_token_merging import LargestAllocation
+from models.token_exchange import link_tokens
+from tests.models.test_density_peaks import LargestAllocation
 from tests.oracles import paca_attention as oracle
 
 SMALL = TCFormerConfig(
@@ -122,7 +122,7 @@ def test_a_picture_too_small_for_one_key_is_refused() -> None:
 def test_gathering_equals_the_dense_exchange(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(kind)
     dense, _ = model(pictures(49, 37))
-    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", 0)
+    monkeypatch.setattr(token_exchange, "LINKS_PER_CELL", 0)
     torch.testing.assert_close(model(pictures(49, 37))[0], dense, atol=2e-5, rtol=1e-5)
 
 

@@ -9,19 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import token_blocks, token_merging
+from models import density_peaks, token_blocks, token_exchange
 from models.checkpoints_tcformer import load_tcformer
+from models.density_peaks import DensityPeaks, dpc_knn
 from models.tcformer import Mta, MtaConfig, TCFormerClassifier, TCFormerConfig
 from models.token_blocks import Tokens
-from models.token_merging import (
-    dpc_knn,
-    grid_index,
-    link_tokens,
-    map2token,
-    merge_tokens,
-    token2map,
-    token_downup,
-)
+from models.token_exchange import grid_index, link_tokens, map2token, token2map
+from models.token_merging import merge_tokens, token_downup
 from tests.golden_files import golden_files
 
 SYSTEM = "tcformer_and_paca_vit"
@@ -81,8 +75,7 @@ def test_golden_clusters_of_tcformer_are_reproduced(
     path: Path, is_split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_split:
-        monkeypatch.setattr(token_merging, "SPLIT_FROM", 1)
-        monkeypatch.setattr(token_merging, "MAX_PAIRS", 1000)
+        monkeypatch.setattr(density_peaks, "MAX_PAIRS", 1000)
     for setting, expected in cases(path):
         x, noise, mask = expected.pop("x"), expected.pop("noise"), expected.pop("token_mask", None)
         is_real = None if mask is None else mask > 0
@@ -111,7 +104,7 @@ def test_golden_clusters_of_tcformer_are_reproduced(
 def test_golden_exchange_of_tcformer_is_reproduced(
     path: Path, links_per_cell: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_merging, "LINKS_PER_CELL", links_per_cell)
+    monkeypatch.setattr(token_exchange, "LINKS_PER_CELL", links_per_cell)
     for setting, expected in cases(path):
         x, idx_token, agg_weight = expected.pop("x"), expected.pop("idx_token"), expected.pop("agg_weight")
         cell_grid, grid = tuple(setting["init_grid"]), tuple(setting["map_size"])
@@ -174,7 +167,7 @@ def record(model: TCFormerClassifier, necks: list[Mta], monkeypatch: pytest.Monk
     seen: dict[str, Tensor] = {}
     merges = 0
 
-    def recording_dpc_knn(x: Tensor, **settings: Any) -> token_merging.DensityPeaks:
+    def recording_dpc_knn(x: Tensor, **settings: Any) -> DensityPeaks:
         nonlocal merges
         merges += 1
         peaks = dpc_knn(x, **settings)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import token_parts
+from models.density_peaks import DensityPeaks
 from models.semantic_fpn import SemanticFpnConfig
 from models.tcformer import TCFormerConfig
 from models.tcformer_v2 import (
@@ -23,7 +24,8 @@ from models.tcformer_v2 import (
     average_in_clusters,
 )
 from models.token_blocks import Tokens
-from models.token_merging import DensityPeaks, Grid, link_tokens, merge_tokens
+from models.token_exchange import Grid, link_tokens
+from models.token_merging import merge_tokens
 from models.token_parts import (
     LocalClustering,
     cluster_consecutive,
@@ -33,7 +35,7 @@ from models.token_parts import (
     unsort_by_part,
 )
 from tests.golden_files import golden_files
-from tests.models.test_token_merging import LargestAllocation
+from tests.models.test_density_peaks import LargestAllocation
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "dev_local_ctm")
 GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
@@ -256,7 +258,8 @@ def test_gradients_reach_every_parameter(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+        # The same added to all scores changes neither means nor attention, so what is left of that is rounding.
+        assert parameter.grad.any() or name.endswith("ctm.score.bias"), name
 
 
 def test_no_step_makes_a_matrix_of_all_pairs_of_cells() -> None:

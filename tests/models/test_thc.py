@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models import BUILDERS
-from models.communities import store_means
+from models.communities import modularity_loss, store_means
+from models.spectra import limit_spectrum
 from models.thc import THC_CC200, ScoredAttention, Thc, ThcConfig
 
 R, B, NUM_CLASSES = 16, 5, 3
@@ -25,7 +26,18 @@ VARIANTS: dict[str, ThcConfig] = {
     "factorised, max, identity, noise": replace(
         CONFIG, encoder="factorised", readout="max", identity_dim=4, has_attention_noise=True
     ),
-    "centred, linear path": replace(CONFIG, is_centred=True, has_linear_path=True),
+    "standardised, linear path": replace(CONFIG, is_standardised=True, has_linear_path=True),
+    "limited, linear readout, ocread, no encoder": replace(
+        CONFIG,
+        assignment="ocread",
+        encoder="none",
+        readout="linear",
+        spectrum_limit=0.5,
+        is_standardised=True,
+        resolutions=(2.0, 1.0),
+        has_linear_path=True,
+    ),
+    "linear readout": replace(CONFIG, readout="linear"),
     "variational, mean": replace(CONFIG, is_variational=True, readout="mean"),
     "variational flat": replace(CONFIG, is_variational=True, encoder="flat"),
     "no encoder, three levels, global": replace(
@@ -54,7 +66,9 @@ def make(config: ThcConfig) -> Thc:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
-    if config.scope == "stored" or config.is_centred:
+        if name == "head.weight":  # it starts at zero, so that nothing before it would count
+            nn.init.normal_(parameter, std=0.1)
+    if config.scope == "stored" or config.is_standardised:
         store_means(model, connectivity(12, seed=2))
     return model.eval()
 
@@ -92,6 +106,7 @@ def test_it_gives_logits_and_the_communities_of_each_level(model: Thc) -> None:
         assert (assignment.sum(dim=2) <= 1 + 1e-5).all()
         assert ((assignment == 0).sum(dim=2) == (assignment.shape[2] // 2 if is_masked else 0)).all()
     names = {"cluster"} | ({"reconstruction", "divergence"} if config.is_variational else set())
+    names |= {"modularity"} if config.resolutions else set()
     assert losses.keys() == names
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
 
@@ -282,13 +297,11 @@ def test_one_readout_may_see_the_nodes_of_all_levels_or_of_the_last() -> None:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_the_linear_path_adds_a_weight_for_each_connection_to_what_the_levels_say() -> None:
     plain, model = make(CONFIG), make(replace(CONFIG, has_linear_path=True))
     fresh = Thc(replace(CONFIG, has_linear_path=True), num_classes=NUM_CLASSES)
     assert not fresh.head.weight.any(), "it starts at zero"
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.")})
-    nn.init.normal_(model.head.weight)
     x = connectivity()
     connections = x[:, *torch.triu_indices(R, R, offset=1)]
     expected = plain(x).logits + connections @ model.head.weight.T + model.head.bias
@@ -296,11 +309,40 @@ def test_the_linear_path_adds_a_weight_for_each_connection_to_what_the_levels_sa
 
 
 @torch.no_grad()
-def test_what_all_subjects_have_in_common_is_taken_away_first() -> None:
-    plain, model = make(CONFIG), make(replace(CONFIG, is_centred=True))
-    mean = connectivity(12, seed=2).mean(dim=0)  # of those that `make` stored
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("centre.")})
-    torch.testing.assert_close(model(connectivity()).logits, plain(connectivity() - mean).logits, atol=1e-6, rtol=0)
+def test_the_linear_readout_weighs_each_feature_of_each_node_and_connection() -> None:
+    config = replace(CONFIG, readout="linear", has_linear_path=True)
+    assert not Thc(config, num_classes=NUM_CLASSES).head.weight.any(), "it starts at zero"
+    model, x = make(config), connectivity()
+    first = model.levels[0](x).nodes
+    last = model.levels[1](first).nodes
+    connections = x[:, *torch.triu_indices(R, R, offset=1)]
+    assert model.head.in_features == 8 * R + 4 * R + R * (R - 1) // 2
+    seen = torch.cat([first.flatten(1), last.flatten(1), connections], dim=1)
+    expected = seen @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(x).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_spectrum_is_limited_first_and_the_linear_path_sees_the_difference_from_the_mean() -> None:
+    settings: dict[str, Any] = {"spectrum_limit": 0.5, "is_standardised": True, "has_linear_path": True}
+    plain, model = make(CONFIG), make(replace(CONFIG, **settings))
+    ours = ("standard.", "head.")
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith(ours)})
+    stored = limit_spectrum(connectivity(12, seed=2), 0.5)  # of those that `make` stored
+    x = limit_spectrum(connectivity(), 0.5)
+    spread = stored.var(dim=0, correction=0).mean().sqrt()
+    connections = ((x - stored.mean(dim=0)) / spread)[:, *torch.triu_indices(R, R, offset=1)]
+    expected = plain(x / spread).logits + model.head(connections)
+    torch.testing.assert_close(model(connectivity()).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_modularity_of_a_level_is_that_of_the_regions_in_its_communities() -> None:
+    config = replace(CONFIG, assignment="ocread", encoder="none", sizes=(8, 8, 4), pooling=(True, False, True))
+    model, x = make(replace(config, resolutions=(2.0, 1.0))), connectivity()
+    _, (first, last), losses = model(x)
+    expected = modularity_loss(first, x, 2.0) + modularity_loss(first @ last, x, 1.0)
+    torch.testing.assert_close(losses["modularity"], expected, atol=1e-6, rtol=0)
 
 
 def test_identities_tell_regions_apart_that_are_connected_alike() -> None:
@@ -313,9 +355,10 @@ def test_identities_tell_regions_apart_that_are_connected_alike() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"readout": "median"}, "readout=median must be one of sum, mean, max, concat, global, last"),
+        ({"readout": "median"}, "readout=median must be one of sum, mean, max, concat, global, last, linear"),
         ({"encoder": "wide"}, "encoder=wide must be one of none, flat, shared, factorised"),
         ({"scope": "site"}, "scope=site must be one of subject, batch, stored"),
+        ({"resolutions": (1.0,)}, "resolutions has 1 entries; 2 levels pool"),
         ({"pooling": (True,)}, "pooling has 1 entries; sizes has 2 levels"),
         ({"encoder": "none", "is_variational": True}, 'is_variational needs an encoder; encoder is "none"'),
         ({"pooling": (False, True)}, "size=8 of a level that does not pool must be its number of nodes, 16"),

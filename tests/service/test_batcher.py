@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from service.batcher import Batcher, Ticket
 from service.collate import LENGTHS
 from service.errors import DeadlineExceeded, InvalidInput, ModelFailed, NotReady, Overloaded
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import DROPS, Metrics, ModelMetrics
 from service.sample import Arrays, Sample
 
 pytestmark = pytest.mark.anyio
@@ -502,6 +502,42 @@ async def test_queue_depth_returns_to_zero_however_requests_end(caplog: pytest.L
     failed.future.exception()
 
 
+async def test_drops_are_counted_by_their_reason_and_other_ends_are_none() -> None:
+    bench = Bench()
+    bench.submit(1)
+    late = [bench.submit(2, timeout_seconds=1.0) for _ in range(2)]
+    gone = [bench.submit(3) for _ in range(3)]
+    failed = bench.batcher.admit(LONG)
+    bench.batcher.fail(failed, InvalidInput("no picture"))
+    for ticket in gone:
+        ticket.future.cancel()
+    await bench.clock.advance(2.0)
+    await bench.work()
+    assert [bench.metric("drops_total", reason=reason) for reason in DROPS] == [len(late), len(gone)]
+    for ticket in (failed, *late):
+        ticket.future.exception()
+
+
+async def test_limits_are_metrics_from_the_start() -> None:
+    bench = Bench(max_queue=7)
+    assert [bench.metric(name) for name in ("queue_limit", "workers", "batches_in_flight")] == [7, 0, 0]
+    assert [bench.metric("drops_total", reason=reason) for reason in DROPS] == [0, 0]
+
+
+async def test_a_bundle_and_the_one_that_replaces_it_share_the_queue_depth() -> None:
+    old = Bench()
+    new = Batcher(old.program, ModelMetrics(old.metrics, MODEL), max_batch=4, max_queue=100, clock=old.clock)
+    new.start(0)
+    old.submit(1)
+    second = new.admit(LONG)
+    assert old.metric("queue_depth") == 2
+    await old.work()
+    assert old.metric("queue_depth") == 1
+    second.future.cancel()
+    await settle()
+    assert old.metric("queue_depth") == 0
+
+
 async def test_stage_times_reach_the_ticket_and_the_metrics() -> None:
     bench = Bench()
     bench.program.seconds = 0.25
@@ -547,6 +583,37 @@ async def test_free_workers_share_what_waits_and_run_beside_each_other() -> None
         assert [await ticket.future for ticket in tickets] == [0, 1, 2, 3]
     assert program.sizes == [2, 2]
     batcher.close()
+
+
+class CountedProgram:
+    """Two runs meet, look at the number of batches in flight, and part."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.barrier = threading.Barrier(2)
+        self.metrics = metrics
+        self.seen: list[float | None] = []
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        self.barrier.wait(timeout=30)
+        self.seen.append(self.metrics.registry.get_sample_value("inference_batches_in_flight", {"model": MODEL}))
+        self.barrier.wait(timeout=30)
+        return {"y": inputs["x"]}
+
+
+async def test_batches_are_in_flight_from_their_start_to_their_end() -> None:
+    metrics = Metrics()
+    program = CountedProgram(metrics)
+    batcher = Batcher(program, ModelMetrics(metrics, MODEL), max_batch=1, max_queue=100)
+    batcher.start(2)
+    tickets = [batcher.admit(LONG) for _ in range(2)]
+    for ticket in tickets:
+        batcher.put(ticket, Sample(inputs={"x": np.zeros(1)}, length=1, context=None), ("y",), first_number)
+    with anyio.fail_after(60):
+        assert [await ticket.future for ticket in tickets] == [0, 0]
+    batcher.close()
+    assert program.seen == [2, 2]
+    assert metrics.registry.get_sample_value("inference_batches_in_flight", {"model": MODEL}) == 0
+    assert metrics.registry.get_sample_value("inference_workers", {"model": MODEL}) == 2
 
 
 async def test_workers_answer_everybody_and_end_when_closed() -> None:

@@ -100,6 +100,8 @@ def test_a_manifest_that_is_none_is_refused(bundle_copy: Path, content: bytes) -
         ("outputs", []),
         ("length_buckets", [8, 4]),
         ("length_buckets", [4, 4]),
+        ("long_length", 8),
+        ("programs", {"onnx": PROGRAM, "sequence_parallel": WEIGHTS}),
         ("golden", {"file": GOLDEN, "atol": 0, "rtol": 0, "max_share_off": 1.0}),
         ("golden", {"file": GOLDEN, "atol": 0, "rtol": 0, "max_share_off": -0.1}),
         ("normalisation", {"mean": [], "std": []}),

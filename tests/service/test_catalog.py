@@ -34,6 +34,19 @@ def test_the_default_answers_where_no_model_is_named(pair: Path, settings: MakeS
     assert catalog.get("second") is catalog.find(TASK, "second")
 
 
+def test_the_metrics_tell_what_is_served(tiny_bundle: Path, settings: MakeSettings) -> None:
+    metrics = Metrics()
+    catalog = open_catalog(settings(), metrics)
+    labels = {
+        "model": NAME,
+        "version": "1.2.3",
+        "runtime": "onnx",
+        "kernel": "portable",
+        "sha256": catalog.get(NAME).bundle.sha256,
+    }
+    assert metrics.registry.get_sample_value("inference_bundle_info", labels) == 1
+
+
 def test_the_name_is_the_manifest_s_not_the_folder_s(pair: Path, settings: MakeSettings) -> None:
     pair.rename(pair.with_name("renamed"))
     assert open_in(pair.parent, settings).get("second").manifest.name == "second"
@@ -84,6 +97,11 @@ def test_a_folder_that_is_none_refuses_to_start(tmp_path: Path, settings: MakeSe
 def test_files_beside_the_bundles_are_not_bundles(bundle_copy: Path, settings: MakeSettings) -> None:
     (bundle_copy.parent / "LICENSES.md").write_text("# Licences\n")
     assert len(open_in(bundle_copy.parent, settings).endpoints) == 1
+
+
+def test_a_hidden_folder_is_left_alone(pair: Path, settings: MakeSettings) -> None:
+    pair.rename(pair.with_name(".second"))
+    assert [endpoint.manifest.name for endpoint in open_in(pair.parent, settings).endpoints] == [NAME]
 
 
 @pytest.mark.anyio

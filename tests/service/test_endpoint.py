@@ -49,18 +49,25 @@ def record_runs(path: Path, *, device: str, native_library: Path | None) -> Reco
 
 
 def test_a_bundle_that_reproduces_its_golden_outputs_opens(tiny_bundle: Path, settings: MakeSettings) -> None:
-    metrics = Metrics()
-    endpoint = open_it(tiny_bundle, settings(), metrics)
+    endpoint = open_it(tiny_bundle, settings())
     assert endpoint.manifest.name == NAME
-    labels = {
-        "model": NAME,
-        "version": "1.2.3",
-        "runtime": "onnx",
-        "kernel": "portable",
-        "sha256": endpoint.bundle.sha256,
-    }
-    assert metrics.registry.get_sample_value("inference_bundle_info", labels) == 1
     endpoint.runtime.close()
+
+
+def test_a_bundle_that_is_refused_leaves_no_program_open(
+    bundle_copy: Path, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[OnnxRuntime] = []
+
+    def close(self: OnnxRuntime) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(OnnxRuntime, "close", close)
+    (bundle_copy / GOLDEN).write_bytes(b"broken")
+    reseal(bundle_copy)
+    with pytest.raises(BundleError, match="no npz file"):
+        open_it(bundle_copy, settings())
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize("name", ["logits", "clusters"])

@@ -18,6 +18,8 @@ STATUS_AND_CODE = {
     "InternalError": (500, "internal_error"),
     "Overloaded": (503, "overloaded"),
     "NotReady": (503, "not_ready"),
+    "RanksLost": (503, "ranks_lost"),
+    "DeviceLost": (503, "device_lost"),
     "DeadlineExceeded": (504, "deadline_exceeded"),
 }
 

@@ -3,12 +3,11 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
 from service.errors import ServiceError
-from service.metrics import RATIOS, SECONDS, STAGES, Metrics, ModelMetrics
+from service.metrics import DROPS, RATIOS, SECONDS, STAGES, Metrics, ModelMetrics
 from tests.service.conftest import Serve
 from tests.service.tiny_bundle import NAME
 
@@ -20,6 +19,15 @@ TABLE = {
     "inference_batch_size": ("histogram", {"model"}),
     "inference_batch_padding_ratio": ("histogram", {"model"}),
     "inference_queue_depth": ("gauge", {"model"}),
+    "inference_queue_limit": ("gauge", {"model"}),
+    "inference_batches_in_flight": ("gauge", {"model"}),
+    "inference_workers": ("gauge", {"model"}),
+    "inference_drops": ("counter", {"model", "reason"}),
+    "inference_model_device_up": ("gauge", {"model", "device"}),
+    "inference_ranks_ready": ("gauge", {"model"}),
+    "inference_rank_sent_bytes": ("counter", {"model"}),
+    "inference_rank_waiting_seconds": ("counter", {"model"}),
+    "inference_rank_imbalance_ratio": ("histogram", {"model"}),
     "inference_bundle_info": ("gauge", {"model", "version", "runtime", "kernel", "sha256"}),
 }
 OUTCOMES = {"ok", "cancelled"} | {
@@ -49,13 +57,16 @@ async def scrape_after_requests(serve: Serve, make_picture: Callable[..., bytes]
     return answer.text
 
 
-def families(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
-    return {family.name: (family.type, set()) for family in registry.collect()}
+def is_ours(name: str) -> bool:
+    """Those of the process and of Python are prometheus-client's."""
+    return not name.startswith(("process_", "python_"))
 
 
-def test_the_registry_holds_the_table_and_nothing_else() -> None:
-    metrics = Metrics()
-    assert families(metrics.registry) == {name: (kind, set()) for name, (kind, _) in TABLE.items()}
+def test_the_registry_holds_the_table_and_what_every_process_tells() -> None:
+    found = {family.name: family.type for family in Metrics().registry.collect()}
+    assert {name: kind for name, kind in found.items() if is_ours(name)} == {n: kind for n, (kind, _) in TABLE.items()}
+    assert found.keys() >= {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"}
+    assert found.keys() >= {"python_info", "python_gc_collections"}
 
 
 def test_two_applications_share_nothing() -> None:
@@ -75,7 +86,7 @@ def test_buckets_reach_from_a_millisecond_to_thirty_seconds() -> None:
 @pytest.mark.anyio
 async def test_names_and_labels_of_the_answer_are_closed_sets(serve: Serve, make_picture: Callable[..., bytes]) -> None:
     text = await scrape_after_requests(serve, make_picture)
-    found = {family.name: family for family in text_string_to_metric_families(text)}
+    found = {family.name: family for family in text_string_to_metric_families(text) if is_ours(family.name)}
     assert set(found) - {f"{name}_created" for name in TABLE} == set(TABLE)
     for name, (kind, labels) in TABLE.items():
         assert found[name].type == kind
@@ -84,6 +95,7 @@ async def test_names_and_labels_of_the_answer_are_closed_sets(serve: Serve, make
             assert sample.labels["model"] == NAME
             assert sample.labels.get("stage", "run") in STAGES
             assert sample.labels.get("outcome", "ok") in OUTCOMES
+            assert sample.labels.get("reason", "expired") in DROPS
 
 
 @pytest.mark.anyio

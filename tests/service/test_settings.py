@@ -20,9 +20,18 @@ def test_nothing_needs_to_be_set() -> None:
 
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_field_can_be_set_by_its_name_in_the_environment(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    given = {"host": "0.0.0.0", "bundles": "/b", "cache": "/c", "device": "cuda", "log_level": "debug"}
+    given = {
+        "host": "0.0.0.0",
+        "bundles": "/b",
+        "cache": "/c",
+        "device": "cuda",
+        "log_level": "debug",
+        "cors_origins": "https://a.example,http://localhost:3000",
+        "otlp_endpoint": "http://collector:4318",
+    }
     monkeypatch.setenv(f"SERVICE_{field.upper()}", given.get(field, "7"))
-    assert str(getattr(Settings(), field)) in {given.get(field, "7"), "7.0"}
+    value = getattr(Settings(), field)
+    assert (",".join(value) if isinstance(value, tuple) else str(value)) in {given.get(field, "7"), "7.0"}
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
@@ -44,6 +53,12 @@ def test_every_field_is_described_in_one_line(field: str) -> None:
         ("port", "65536"),
         ("port", "http"),
         ("device", "tpu"),
+        ("device", "cuda:x"),
+        ("device", "cuda:01"),
+        ("device", "cuda:0,cpu"),
+        ("device", "cuda,cuda:1"),
+        ("device", "cuda:0,cuda:0"),
+        ("device", "cuda:0,"),
         ("workers", "-1"),
         ("max_queue", "0"),
         ("max_wait_seconds", "-1"),
@@ -52,12 +67,33 @@ def test_every_field_is_described_in_one_line(field: str) -> None:
         ("body_timeout_seconds", "nan"),
         ("drain_seconds", "inf"),
         ("log_level", "loud"),
+        ("metrics_port", "65536"),
+        ("watch_seconds", "-1"),
+        ("cors_origins", "example.org"),
+        ("cors_origins", "https://example.org/"),
+        ("cors_origins", "https://a.example,null"),
+        ("otlp_endpoint", "collector:4318"),
+        ("otlp_endpoint", "ftp://collector"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, value: str) -> None:
     monkeypatch.setenv(f"SERVICE_{field.upper()}", value)
     with pytest.raises(ValidationError, match=field):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("auto", "auto"), (" cuda ", "cuda"), ("cuda:1", "cuda:1"), ("cuda:0, cuda:10", "cuda:0,cuda:10")],
+)
+def test_devices_have_one_spelling(monkeypatch: pytest.MonkeyPatch, given: str, taken: str) -> None:
+    monkeypatch.setenv("SERVICE_DEVICE", given)
+    assert Settings().device == taken
+
+
+def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_CORS_ORIGINS", " https://a.example , http://[::1]:3000,*,")
+    assert Settings().cors_origins == ("https://a.example", "http://[::1]:3000", "*")
 
 
 def test_settings_do_not_change() -> None:

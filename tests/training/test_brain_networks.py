@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from models.communities import BrainOutput
 from service.tasks.brain_network_classification import BrainNetworkClassificationSpec
 from tests.training.tiny_connectomes import N, R, write_connectomes
-from training.brain_networks import BrainNetworks, drop_connections
+from training.brain_networks import BrainNetworks
 from training.connectome_data import read_abide_diagnosis
 
 PROBLEM = BrainNetworks(
@@ -93,13 +93,11 @@ def test_a_mixed_subject_counts_for_both_labels(folder: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_dropped_connections_are_dropped_in_both_directions_and_the_rest_is_scaled_up() -> None:
-    x = torch.full((40, R, R), 3.0)
-    found = drop_connections(x, 0.25, Generator().manual_seed(0))
-    assert found.equal(found.transpose(1, 2))
-    assert found.diagonal(dim1=1, dim2=2).eq(3).all()
-    above = found[:, *torch.triu_indices(R, R, 1)]
-    assert set(above.unique().tolist()) == {0.0, 4.0}
-    assert abs(above.eq(0).float().mean().item() - 0.25) < 0.05  # 2640 draws: one standard deviation is 0.008
-    assert found[0].ne(found[1]).any()
-    assert drop_connections(x, 0.0, Generator()) is x
+def test_training_aims_at_shares_where_classes_were_cut_out_of_a_quantity(folder: Path) -> None:
+    examples, rows = replace(PROBLEM, dataset="abide-age").load(folder), torch.arange(8)
+    assert examples.shares is not None
+    found = PROBLEM.loss(FirstEdge(), examples, rows, progress=0.0, rng=Generator())
+    log_shares = FirstEdge()(PROBLEM.normalise(examples.connectivity[rows])).logits.log_softmax(dim=1)
+    expected = -(examples.shares[rows] * log_shares).sum(dim=1).mean() + 0.5
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert found > PROBLEM.loss(FirstEdge(), replace(examples, shares=None), rows, progress=0.0, rng=Generator()) + 0.1

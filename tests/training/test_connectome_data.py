@@ -60,6 +60,21 @@ def test_half_of_the_subjects_is_above_the_median_age(folder: Path) -> None:
     assert labels.equal(CONNECTOMES["abide-diagnosis"](folder).labels)  # who has class 1 is older in this file
 
 
+def test_the_share_of_the_older_class_is_the_share_of_the_younger_subjects(folder: Path) -> None:
+    subjects = CONNECTOMES["abide-age"](folder)
+    assert subjects.shares is not None
+    with np.load(folder / FOLDER / ABIDE_GRAPHS) as table:
+        ages = torch.from_numpy(table["age"])
+    order = ages.argsort()
+    expected = (torch.arange(N) + 0.5) / N  # half of oneself
+    torch.testing.assert_close(subjects.shares[order, 1], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(subjects.shares.sum(dim=1), torch.ones(N), atol=1e-6, rtol=0)
+    kept = subjects.take(subjects.folds == 3)
+    assert kept.shares is not None
+    assert kept.shares.equal(subjects.shares[subjects.folds == 3])
+    assert CONNECTOMES["abide-diagnosis"](folder).shares is None
+
+
 def test_time_series_become_z_of_their_correlations_without_the_padding(folder: Path) -> None:
     found = read_abide_series(folder)
     with np.load(folder / FOLDER / ABIDE_SERIES) as table:

@@ -16,11 +16,12 @@ CONFIG = ThcConfig(
     sizes=(6, 3),
     num_heads=2,
     hidden_dim=12,
-    encoder="factorised",
-    encoder_dim=16,
-    readout_dim=4,
-    readout_hidden_dim=16,
-    is_centred=True,
+    assignment="ocread",
+    encoder="none",
+    readout="linear",
+    spectrum_limit=2.0,
+    is_standardised=True,
+    resolutions=(2.0, 1.0),
     has_linear_path=True,
 )
 

@@ -19,7 +19,7 @@ _PROBLEM = SpeechRecognition(
     train_file="speech_recognition/an4_train.parquet",
     valid_file="speech_recognition/an4_valid.parquet",
     test_file="speech_recognition/an4_test_dev.parquet",
-    audio=AudioSpec(sample_rate_hz=16_000, min_seconds=0.1, max_seconds=1_800.0),
+    audio=AudioSpec(sample_rate_hz=16_000, min_seconds=0.1, max_seconds=3_600.0),
     log_mel=LogMelSpec(),
     mean=-6.1,
     std=3.7,
@@ -78,5 +78,5 @@ RECIPE = replace(
     ),
     epochs=8,
     optimizer=OptimizerConfig(muon_lr=1e-3, adamw_lr=7e-4),
-    facts=replace(FIRST.facts, is_default=True),
+    facts=replace(FIRST.facts, version="1.1.0", is_default=True),
 )

@@ -45,7 +45,7 @@ RECIPE = Recipe(
     batch_size=8,
     optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=3e-3, adamw_betas=(0.9, 0.99)),
     facts=Facts(
-        version="1.0.0",
+        version="1.1.0",
         is_default=True,
         description=(
             "PaCa-ViT (Grainger et al. 2023) in a small variant of ours with a Semantic-FPN head, trained from scratch "

@@ -8,7 +8,7 @@ RECIPE = replace(
     PACA,
     name="tcformer-micro-cifar10",
     model="tcformer-micro",
-    epochs=12,
+    epochs=9,
     facts=replace(
         PACA.facts,
         description=(

@@ -62,14 +62,18 @@ def heads_first(stored: dict[str, Tensor], prefix: str, *names: str) -> list[Ten
     return [stored[prefix + name].transpose(1, 2) for name in names]
 
 
-def compare(
-    sp: SequenceParallel, heads: list[Tensor], d_out: Tensor, expected: dict[str, Tensor], **settings: Any
-) -> Errors:
-    """Attend to one rank's heads and compare with its expected output and gradients, those that there are."""
-    q, k, v = (x.detach().clone().requires_grad_() for x in heads)
+def attend(sp: SequenceParallel, heads: list[Tensor], **settings: Any) -> dict[str, Tensor]:
+    """Attend to one rank's q, k and v; where the output's gradient comes as a fourth, theirs are found too."""
+    q, k, v = (x.detach().clone().requires_grad_() for x in heads[:3])
     out = sp.attend(q, k, v, **settings)
-    found = dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, (q, k, v), d_out), strict=True)) | {"out": out}
-    return {name: error(found[name], want) for name, want in expected.items()}
+    if len(heads) == 3:
+        return {"out": out}
+    return dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, (q, k, v), heads[3]), strict=True)) | {"out": out}
+
+
+def names_in(stored: dict[str, Tensor], prefix: str, *names: str) -> list[str]:
+    """Those of the names that a file has; outputs are never missing, gradients may be."""
+    return [name for name in names if prefix + name in stored]
 
 
 def golden_shards(rank: int, path: Path) -> Errors:
@@ -77,11 +81,11 @@ def golden_shards(rank: int, path: Path) -> Errors:
     own = f"rank{rank}."
     sp = parallel(meta["u"], meta["r"], meta["layout"])
     assert sp.positions(meta["L"]).equal(stored[f"{own}pos"].long())
-    *heads, d_out = heads_first(stored, own, "q", "k", "v", "dout")
-    names = [name for name in ("out", "dq", "dk", "dv") if own + name in stored]
-    expected = dict(zip(names, heads_first(stored, own, *names), strict=True))
-    assert "out" in expected
-    return compare(sp, heads, d_out, expected, length=meta["L"], is_causal=meta["causal"])
+    heads = heads_first(stored, own, *names_in(stored, own, "q", "k", "v", "dout"))
+    names = names_in(stored, own, "out", "dq", "dk", "dv")
+    assert "out" in names
+    found = attend(sp, heads, length=meta["L"], is_causal=meta["causal"])
+    return {name: error(found[name], *heads_first(stored, own, name)) for name in names}
 
 
 def golden_whole(rank: int, path: Path) -> Errors:
@@ -101,20 +105,19 @@ def golden_whole(rank: int, path: Path) -> Errors:
 
 
 def compare_whole(sp: SequenceParallel, stored: dict[str, Tensor], kind: str, length: int) -> Errors:
-    *heads, d_out = (sp.shard(x, dim=2) for x in heads_first(stored, "", "q", "k", "v", "dout"))
-    names = [name for name in ("out", "dq", "dk", "dv") if f"{kind}.{name}" in stored]
-    expected = dict(zip(names, heads_first(stored, f"{kind}.", *names), strict=True))
+    inputs = names_in(stored, "", "q", "k", "v", "dout")
+    heads = [sp.shard(x, dim=2) for x in heads_first(stored, "", *inputs)]
+    names = names_in(stored, f"{kind}.", "out", "dq", "dk", "dv")
+    wanted = {name: sp.shard(*heads_first(stored, f"{kind}.", name), dim=2) for name in names}
     settings: dict[str, Any] = {"length": length, "is_causal": kind == "causal"}
     if "kv_len" not in stored:
-        return compare(sp, heads, d_out, {n: sp.shard(x, dim=2) for n, x in expected.items()}, **settings)
-    is_real = sp.positions(length) < stored["kv_len"][:, None]  # (B, N)
-    # Rows beyond kv_len mean nothing in `out`; their share of the gradients is none, as `dout` is zero there.
-    q, k, v = (x.clone().requires_grad_() for x in heads)
-    out = sp.attend(q, k, v, key_mask=is_real, **settings)
-    found = dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, (q, k, v), d_out), strict=True))
-    found["out"] = out.masked_fill(~is_real[:, None, :, None], 0)
-    wanted = {name: sp.shard(x, dim=2) for name, x in expected.items()}
-    wanted["out"] = wanted["out"].masked_fill(~is_real[:, None, :, None], 0)
+        found = attend(sp, heads, **settings)
+    else:
+        is_real = sp.positions(length) < stored["kv_len"][:, None]  # (B, N)
+        found = attend(sp, heads, key_mask=is_real, **settings)
+        # Rows beyond kv_len mean nothing in `out`; their share of the gradients is none, as `dout` is zero there.
+        for tensors in (found, wanted):
+            tensors["out"] = tensors["out"].masked_fill(~is_real[:, None, :, None], 0)
     return {name: error(found[name], want) for name, want in wanted.items()}
 
 

@@ -9,7 +9,9 @@ TIMEOUT_SECONDS = 1.5
 MARGIN_SECONDS = 1.5  # for a busy machine
 
 
-@pytest.mark.parametrize(("how", "what"), [("killed", "dense"), ("late", "dense"), ("late", "clustered")])
+@pytest.mark.parametrize(
+    ("how", "what"), [("killed", "dense"), ("killed", "clustered"), ("late", "dense"), ("late", "clustered")]
+)
 def test_a_lost_or_late_rank_is_an_error_on_all_ranks_in_time(
     how: str, what: str, fresh_ranks: Callable[[int], Ranks]
 ) -> None:

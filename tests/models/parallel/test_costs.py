@@ -1,7 +1,10 @@
 import pytest
 
 from models.parallel.costs import (
+    CLUSTERED_FACTS,
+    DENSE_FACTS,
     Workload,
+    agreement_bytes,
     assignment_bytes,
     clustered_bytes,
     key_mask_bytes,
@@ -11,8 +14,6 @@ from models.parallel.costs import (
 from models.parallel.layout import Layout
 from tests.models.parallel import laws
 from tests.models.parallel.conftest import Run
-
-DENSE_FACTS, CLUSTERED_FACTS, ASSIGNMENT_FACTS = 12, 9, 9  # numbers of 8 bytes by which ranks agree
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_attention_sends_the_bytes_of_the_formula_and_no_others(
     (H, J, L, D, E), _ = laws.KINDS[kind]
     work = Workload(length=L * 100, num_heads=H, num_key_heads=J, head_dim=D, value_dim=E)
     expected = usp_bytes(work, ulysses=ulysses, ring=ring, layout=layout)
-    agreement = 8 * DENSE_FACTS * (ulysses - 1 + (ring - 1) * ulysses)
+    agreement = agreement_bytes(DENSE_FACTS, ulysses=ulysses, ring=ring)
     for seen in run_ranks(4, laws.bytes_of_call, ulysses, ring, layout, kind):
         for formula, (counted, written) in (
             (expected.forward + agreement, seen["forward"]),
@@ -50,15 +51,16 @@ def test_a_mask_of_keys_costs_a_byte_each(run_ranks: Run) -> None:
 def test_clustered_attention_sends_the_bytes_of_the_formula_whatever_the_length(
     num_segments: int, run_ranks: Run
 ) -> None:
+    agreement = agreement_bytes(CLUSTERED_FACTS, ulysses=4, ring=1)
     for length in (70, 200):
         work = Workload(length=length, batch=2, num_heads=6, head_dim=8, value_dim=6)
         formula = clustered_bytes if num_segments == 1 else segment_clustered_bytes
         expected = formula(work, num_ranks=4, num_clusters=16)
         assigned = assignment_bytes(work, num_ranks=4, num_clusters=16) if num_segments == 1 else 0
         for seen in run_ranks(4, laws.clustered_traffic, num_segments, length):
-            assert seen["forward"] == expected.forward + 3 * 8 * CLUSTERED_FACTS
+            assert seen["forward"] == expected.forward + agreement
             assert seen["backward"] == expected.backward
-            assert seen["assignment"] == assigned + 3 * 8 * ASSIGNMENT_FACTS
+            assert seen["assignment"] == assigned + agreement
 
 
 def test_clustered_attention_sends_an_eighth_of_ulysses_at_8192_tokens_and_less_beyond() -> None:

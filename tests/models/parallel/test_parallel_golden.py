@@ -12,8 +12,14 @@ from tests.models.parallel.conftest import Run
 
 SYSTEM = "sequence_parallelism"
 TOLERANCE = 1e-5  # of the largest expected number, of 1 at least; the golden README's
-DENSE = golden_files(SYSTEM, "p", "uneven")
-CLUSTERED = golden_files(SYSTEM, "clustered_")
+
+
+def dense_files() -> list[Path]:
+    return golden_files(SYSTEM, "p", "uneven")
+
+
+def clustered_files() -> list[Path]:
+    return golden_files(SYSTEM, "clustered_")
 
 
 def num_ranks(path: Path) -> int:
@@ -36,11 +42,11 @@ def check(errors_by_rank: list[cases.Errors]) -> None:
     assert not any(beyond), beyond
 
 
-@pytest.mark.parametrize("path", DENSE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", dense_files(), ids=lambda path: path.stem)
 def test_golden_outputs_and_gradients_of_parallel_attention_are_reproduced(path: Path, run_ranks: Run) -> None:
     check(run_ranks(num_ranks(path), cases.golden_shards if has_shards(path) else cases.golden_whole, path))
 
 
-@pytest.mark.parametrize("path", CLUSTERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", clustered_files(), ids=lambda path: path.stem)
 def test_golden_outputs_and_gradients_of_parallel_clusters_are_reproduced(path: Path, run_ranks: Run) -> None:
     check(run_ranks(num_ranks(path), cases.golden_clustered, path))

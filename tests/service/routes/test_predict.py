@@ -87,9 +87,9 @@ async def test_a_request_may_ask_for_less_time_than_the_longest(
     seen: list[float] = []
     predict = Endpoint.predict
 
-    async def spy(self: Endpoint, *args: Any, timeout_seconds: float, as_picture: bool) -> Any:
+    async def spy(self: Endpoint, *args: Any, timeout_seconds: float, **others: Any) -> Any:
         seen.append(timeout_seconds)
-        return await predict(self, *args, timeout_seconds=timeout_seconds, as_picture=as_picture)
+        return await predict(self, *args, timeout_seconds=timeout_seconds, **others)
 
     monkeypatch.setattr(Endpoint, "predict", spy)
     async with serve(request_timeout_seconds=20.0) as client:

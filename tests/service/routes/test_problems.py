@@ -18,7 +18,7 @@ from PIL import Image
 from service.bundle import Manifest
 from service.catalog import Catalog
 from service.endpoint import Endpoint
-from service.errors import Overloaded
+from service.errors import Overloaded, RanksLost
 from service.routes.problems import MEDIA_TYPE, Problem, find_request_id
 from service.runtimes import RUNTIMES
 from service.runtimes.onnx import OnnxRuntime, open_onnx
@@ -329,6 +329,18 @@ async def test_a_full_queue_says_when_to_come_back(client: httpx.AsyncClient, mo
     answer = await client.post(PATH, content=make_jpeg())
     check_problem(answer, 503, "overloaded")
     assert answer.headers["retry-after"] == "7"
+
+
+async def test_a_lost_recording_says_when_to_come_back(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(*_: object, **__: object) -> None:
+        raise RanksLost("the processes that shared this recording ended; send it again in 9 s", retry_after_seconds=9)
+
+    monkeypatch.setattr(Endpoint, "predict", lose)
+    answer = await client.post(PATH, content=make_jpeg())
+    check_problem(answer, 503, "ranks_lost")
+    assert answer.headers["retry-after"] == "9"
 
 
 async def test_a_service_that_stops_refuses_in_the_same_shape(

@@ -135,4 +135,9 @@ async def test_what_image_classification_refuses_is_refused(client: httpx.AsyncC
 
 async def test_an_option_that_there_is_not_is_refused_with_those_there_are(client: httpx.AsyncClient) -> None:
     answer = await client.post(PATH, content=make_jpeg(), params={"top_k": 1})
-    assert "mask_format, overlay" in check_problem(answer, 400, "invalid_input")["detail"]
+    assert "mask_format, overlay, explain" in check_problem(answer, 400, "invalid_input")["detail"]
+
+
+async def test_a_model_without_clusters_refuses_to_explain(client: httpx.AsyncClient) -> None:
+    answer = await client.post(PATH, content=make_jpeg(), params={"explain": "clusters"})
+    assert "tells no clusters" in check_problem(answer, 400, "invalid_input")["detail"]

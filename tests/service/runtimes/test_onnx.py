@@ -71,28 +71,3 @@ def test_no_build_installed_is_refused_with_the_remedy(monkeypatch: pytest.Monke
 def test_either_build_alone_will_do(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, name: str) -> None:
     pretend_installed(monkeypatch, name)
     open_onnx(tiny_bundle / PROGRAM, device="cpu").close()
-
-
-def test_cuda_without_a_driver_is_refused_with_the_remedy(tiny_bundle: Path) -> None:
-    if Path("/proc/driver/nvidia/version").exists():
-        pytest.skip("needs a machine without an NVIDIA driver")
-    with pytest.raises(BundleError, match=r"SERVICE_DEVICE=cuda, but .* set SERVICE_DEVICE=cpu"):
-        open_onnx(tiny_bundle / PROGRAM, device="cuda")
-
-
-def test_auto_without_a_driver_runs_on_the_cpu(tiny_bundle: Path) -> None:
-    if Path("/proc/driver/nvidia/version").exists():
-        pytest.skip("needs a machine without an NVIDIA driver")
-    runtime = open_onnx(tiny_bundle / PROGRAM, device="auto")
-    assert runtime.device == "cpu"
-    runtime.close()
-
-
-@pytest.mark.gpu
-def test_cuda_that_was_asked_for_is_used(tiny_bundle: Path) -> None:
-    runtime = open_onnx(tiny_bundle / PROGRAM, device="cuda")
-    assert runtime.device == "cuda"
-    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    found = runtime.run({"image": images}, ("logits",))
-    np.testing.assert_allclose(found["logits"], images.mean((1, 2)) / 16, rtol=1e-5)  # sums of float32
-    runtime.close()

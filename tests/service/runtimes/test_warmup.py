@@ -1,13 +1,15 @@
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from service.collate import LENGTHS
 from service.runtimes import warmup
-from service.runtimes.warmup import find_max_batch
+from service.runtimes.warmup import RUNS_PER_STREAM, find_max_batch, find_num_streams, fit_length, warm_up
 from service.sample import Arrays
 
 EXAMPLE = {"image": np.arange(6, dtype=np.uint8).reshape(2, 3)}
@@ -157,3 +159,106 @@ def test_a_cache_that_cannot_be_written_only_warns(
     assert find(monkeypatch, ScriptedRuntime(), blocker) == 4
     (record,) = caplog.records
     assert (record.levelname, "the next start measures again" in record.getMessage()) == ("WARNING", True)
+
+
+# Streams
+
+
+class Streams:
+    """Batches of a second each; so many in flight take this share of their time one after another."""
+
+    def __init__(self, shares: Mapping[int, float]) -> None:
+        self.shares = shares
+        self.now = 0.0
+        self.numbers: list[int] = []
+
+    def run_together(self, number: int, run: Callable[[], object]) -> None:
+        self.numbers.append(number)
+        self.now += self.shares[number] * number * RUNS_PER_STREAM
+        run()
+
+
+def find_streams(monkeypatch: pytest.MonkeyPatch, streams: Streams, cache: Path, **facts: object) -> int:
+    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: streams.now))
+    runtime = ScriptedRuntime()
+    usual = {"outputs": ("logits",), "batch": 4, "bundle_sha256": "a" * 64, "cache": cache}
+    return find_num_streams(runtime, EXAMPLE, run_together=streams.run_together, **usual | facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [({1: 1.0, 2: 0.7, 3: 0.69}, 2), ({1: 1.0, 2: 0.7, 3: 0.5}, 3), ({1: 1.0, 2: 1.0, 3: 1.2}, 1)],
+)
+def test_the_fewest_streams_that_are_nearly_as_fast_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shares: dict[int, float], expected: int
+) -> None:
+    streams = Streams(shares)
+    assert find_streams(monkeypatch, streams, tmp_path) == expected
+    assert sorted(set(streams.numbers)) == [1, 2, 3]
+
+
+def test_the_number_of_streams_is_remembered_for_this_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find_streams(monkeypatch, Streams({1: 1.0, 2: 0.7, 3: 0.7}), tmp_path)
+    again = Streams({})
+    assert find_streams(monkeypatch, again, tmp_path) == 2
+    assert again.numbers == []
+    assert find_streams(monkeypatch, Streams({1: 1.0, 2: 1.0, 3: 1.0}), tmp_path, batch=8) == 1
+
+
+def test_streams_are_threads_that_run_beside_each_other() -> None:
+    barrier = threading.Barrier(3)
+    warmup._run_together(3, lambda: barrier.wait(timeout=30))  # breaks unless three wait at once
+    assert not barrier.broken
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100", "NVIDIA A100"])
+def test_another_gpu_is_measured_anew(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    runtime = ScriptedRuntime()
+    runtime.device = "cuda:1"
+    before = warmup._fingerprint(runtime, 4, "a")
+    monkeypatch.setattr(warmup, "name_gpu", lambda index: name if index == 1 else "")
+    assert warmup._fingerprint(runtime, 4, "a") != before
+
+
+# Before the first request
+
+
+class ShapesRuntime(ScriptedRuntime):
+    """Remembers the shapes that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        assert tuple(outputs) == ("logits",)
+        (array,) = [array for name, array in inputs.items() if name != LENGTHS]
+        self.shapes.append(array.shape)
+        return {}
+
+
+def test_every_batch_size_runs_once() -> None:
+    runtime = ShapesRuntime()
+    warm_up(runtime, EXAMPLE, outputs=("logits",), max_batch=6, buckets=())
+    assert runtime.shapes == [(1, 3), (2, 3), (4, 3), (6, 3)]
+
+
+def test_every_bucket_runs_in_the_batches_that_the_batcher_makes_of_it() -> None:
+    runtime = ShapesRuntime()
+    example = {"features": np.zeros((2, 5, 1), np.float32), LENGTHS: np.array([5, 3])}
+    warm_up(runtime, example, outputs=("logits",), max_batch=4, buckets=(4, 8, 100))
+    assert runtime.shapes == [(1, 4, 1), (2, 4, 1), (4, 4, 1), (1, 8, 1), (2, 8, 1), (1, 100, 1)]
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "lengths"),
+    [
+        (2, [[1, 2], [4, 5]], [2, 1]),
+        (3, [[1, 2, 3], [4, 5, 0]], [3, 1]),
+        (5, [[1, 2, 3, 1, 2], [4, 5, 0, 4, 5]], [5, 5]),
+    ],
+)
+def test_samples_are_cut_or_repeated_to_a_length(length: int, rows: list[list[int]], lengths: list[int]) -> None:
+    fitted = fit_length({"x": np.array([[1, 2, 3], [4, 5, 0]]), LENGTHS: np.array([3, 1])}, length)
+    np.testing.assert_array_equal(fitted["x"], rows)
+    np.testing.assert_array_equal(fitted[LENGTHS], lengths)

@@ -13,8 +13,11 @@ from service.tasks.explanation_pictures import (
     draw_regions,
     draw_sheet,
     read_canvas,
+    read_scene,
+    shorten,
 )
 from service.tasks.explanations import Cluster, PatchClusters, TokenRegions
+from service.tasks.letterbox import LetterboxSpec, decode_letter
 from service.tasks.pictures import PictureSpec, decode_picture
 
 SPEC = PictureSpec(height=16, width=24, resize_shorter_side=32, interpolation="bilinear", max_pixels=4_000_000)
@@ -65,7 +68,7 @@ def test_pictures_of_any_shape_are_drawn(size: tuple[int, int]) -> None:
     assert 0 <= top < bottom <= canvas.pixels.shape[0]
     assert read(draw_heat(canvas, np.eye(4))).shape == canvas.pixels.shape
     assert read(draw_regions(canvas, HALVES)).shape == canvas.pixels.shape
-    assert read(draw_sheet(canvas, [HALVES], label="a", score=1)).size
+    assert read(draw_sheet(canvas, [HALVES], title="a")).size
 
 
 def test_heat_is_where_the_cluster_gathers_and_nowhere_else() -> None:
@@ -119,18 +122,62 @@ def test_regions_are_nearest_cells_where_the_box_is_no_multiple_of_the_grid() ->
 
 def test_a_sheet_shows_each_cluster_beside_the_picture() -> None:
     clusters = [Cluster(index, 0.2, np.eye(4)) for index in (3, 1, 2)]
-    one = draw_sheet(GREY, [PatchClusters(1, (4, 4), clusters)], label="cat", score=0.5)
-    two = draw_sheet(
-        GREY, [PatchClusters(1, (4, 4), clusters), PatchClusters(2, (4, 4), clusters)], label="cat", score=0.5
-    )
+    one = draw_sheet(GREY, [PatchClusters(1, (4, 4), clusters)], title="cat")
+    two = draw_sheet(GREY, [PatchClusters(1, (4, 4), clusters), PatchClusters(2, (4, 4), clusters)], title="cat")
     assert read(two).shape[1] == read(one).shape[1] > 4 * 200  # the picture and three clusters
     assert read(two).shape[0] > read(one).shape[0] + 100
-    other = draw_sheet(GREY, [PatchClusters(1, (4, 4), clusters)], label="dog", score=0.5)
+    other = draw_sheet(GREY, [PatchClusters(1, (4, 4), clusters)], title="dog")
     assert one != other
 
 
 def test_a_sheet_of_regions_has_one_row() -> None:
-    short = read(draw_sheet(GREY, [HALVES], label="cat", score=0.5))
-    long = read(draw_sheet(GREY, [HALVES] * 3, label="cat", score=0.5))
+    short = read(draw_sheet(GREY, [HALVES], title="cat"))
+    long = read(draw_sheet(GREY, [HALVES] * 3, title="cat"))
     assert long.shape[0] == short.shape[0]
     assert long.shape[1] > short.shape[1]
+
+
+# Scenes, which the model saw as a whole and beside a fill
+
+LETTERBOX = LetterboxSpec(height=48, width=64, fill=(0, 0, 0), max_pixels=4_000_000)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (300, 100), (50, 400), (1, 1), (1, 3000), (3000, 1)], ids=str)
+def test_the_box_of_a_scene_is_the_whole_input_of_the_model(size: tuple[int, int]) -> None:
+    body = write(make_ramp(*size))
+    letter = decode_letter(body, LETTERBOX)
+    canvas = read_scene(body, LETTERBOX, letter.box, side=200)
+    height, width = canvas.pixels.shape[:2]
+    left, top, right, bottom = canvas.box
+    assert max(height, width) == 200
+    assert (left, top) == (0, 0)
+    assert bottom == pytest.approx(height * 48 / letter.box[0], abs=0.5)
+    assert right == pytest.approx(width * 64 / letter.box[1], abs=0.5)
+
+
+def test_what_lies_beyond_the_picture_is_cut_off() -> None:
+    scene = Canvas(np.full((60, 100, 3), 128, np.uint8), (0, 0, 200, 60))  # the left half of the input
+    whole = Canvas(np.full((60, 200, 3), 128, np.uint8), (0, 0, 200, 60))
+    heat = np.zeros((6, 20))
+    heat[2, 4] = heat[3, 15] = 0.5
+    np.testing.assert_array_equal(read(draw_heat(scene, heat)), read(draw_heat(whole, heat))[:, :100])
+    found = TokenRegions(2, (6, 20), np.arange(120).reshape(6, 20) // 7, np.full(18, 1 / 18))
+    np.testing.assert_array_equal(read(draw_regions(scene, found)), read(draw_regions(whole, found))[:, :100])
+
+
+def test_an_answer_stands_before_the_picture() -> None:
+    answer = np.full((100, 200, 3), (10, 200, 30), np.uint8)
+    stages = [PatchClusters(stage, (4, 4), [Cluster(0, 0.2, np.eye(4), "road")]) for stage in (1, 2, 3)]
+    for findings in (stages, [HALVES]):
+        sheet = read(draw_sheet(GREY, findings, title="road 20%", answer=answer))  # type: ignore[arg-type]
+        green = (sheet == (10, 200, 30)).all(axis=2)
+        assert green.sum() == 100 * 200, "it is there once"
+        assert green[84:184, 24:224].all()
+        without = read(draw_sheet(GREY, findings, title="road 20%"))  # type: ignore[arg-type]
+        assert not (without == (10, 200, 30)).all(axis=2).any()
+
+
+def test_a_label_of_any_length_fits() -> None:
+    assert shorten("road") == "road"
+    assert len(shorten("x" * 200)) < 30
+    assert shorten("x" * 200).endswith("…")

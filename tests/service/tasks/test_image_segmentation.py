@@ -7,16 +7,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from service.errors import ModelFailed, NotAcceptable
-from service.sample import Sample
+from service.errors import InvalidInput, ModelFailed, NotAcceptable
+from service.sample import Arrays, Sample
 from service.tasks import TASKS
-from service.tasks.image_segmentation import (
-    IMAGE_SEGMENTATION,
-    ImageSegmentationOptions,
-    ImageSegmentationResult,
-    ImageSegmentationSpec,
-    RunLengths,
-)
+from service.tasks.explanations import ClusteredStage, ExplanationSpec, PatchClusters
+from service.tasks.image_segmentation import IMAGE_SEGMENTATION, ImageSegmentationOptions, ImageSegmentationSpec
+from service.tasks.mask_explanations import find_mask_clusters
+from service.tasks.segmentation_answers import ImageSegmentationResult, RunLengths
 from tests.service.tasks.test_pictures import make_exif, make_picture, save
 
 LABELS = ("sky", "road", "car")
@@ -26,7 +23,7 @@ LOGITS[2, :, 6:] = 2  # and a car on the right
 
 
 def make_spec(**fields: Any) -> ImageSegmentationSpec:
-    usual = {"height": 24, "width": 32, "fill": (1, 2, 3), "max_pixels": 100_000, "labels": LABELS}
+    usual: dict[str, Any] = {"height": 24, "width": 32, "fill": (1, 2, 3), "max_pixels": 100_000, "labels": LABELS}
     return ImageSegmentationSpec(**usual | fields)
 
 
@@ -184,7 +181,141 @@ def test_a_spec_that_makes_no_sense_is_refused(change: dict[str, Any], message: 
         make_spec(**change)
 
 
-@pytest.mark.parametrize("options", [{"mask_format": "bmp"}, {"overlay": "perhaps"}, {"top_k": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"mask_format": "bmp"}, {"overlay": "perhaps"}, {"top_k": 1}, {"explain": "tokens"}], ids=str
+)
 def test_options_that_there_are_not_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ImageSegmentationOptions.model_validate(options)
+
+
+# Explanations
+
+PATCHES = ExplanationSpec(
+    kind="patch_clusters", stages=(ClusteredStage(stage=1, grid=(6, 8)), ClusteredStage(stage=2, grid=(3, 4)))
+)
+TOKENS = ExplanationSpec(kind="token_regions", stages=(ClusteredStage(stage=2, grid=(6, 8)),))
+CLUSTERS = np.random.default_rng(6).dirichlet(np.ones(48), 5)
+EXPLAINED = {
+    "logits": LOGITS,
+    "clusters_stage1": CLUSTERS,
+    "clusters_stage2": CLUSTERS.reshape(5, 3, 2, 4, 2).sum((2, 4)).reshape(5, 12),
+}
+REGIONS = {"logits": LOGITS, "clusters_stage2": np.arange(48, dtype=np.int32) // 8}  # each row is a token
+
+
+def explain(sample: Sample, outputs: Arrays, explanation: ExplanationSpec, **options: Any) -> dict[str, Any]:
+    options_ = ImageSegmentationOptions(explain="clusters", **options)
+    spec = make_spec(explanation=explanation, max_pixels=4_000_000)
+    result = IMAGE_SEGMENTATION.postprocess(outputs, sample, spec, options_, model="paca", version="1")
+    return result.model_dump(exclude_none=True)
+
+
+def draw_explained(sample: Sample, outputs: Arrays, explanation: ExplanationSpec) -> Image.Image:
+    options, spec = ImageSegmentationOptions(explain="clusters"), make_spec(explanation=explanation)
+    IMAGE_SEGMENTATION.check_drawing(options, spec)
+    return Image.open(io.BytesIO(IMAGE_SEGMENTATION.draw(outputs, sample, spec, options)))
+
+
+def open_png(data: dict[str, str]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data["data"])))
+
+
+def test_the_clusters_are_asked_for_only_to_explain() -> None:
+    spec, explained = make_spec(explanation=PATCHES), ImageSegmentationOptions(explain="clusters")
+    assert IMAGE_SEGMENTATION.outputs(ImageSegmentationOptions(), spec) == ("logits",)
+    assert IMAGE_SEGMENTATION.outputs(explained, spec) == ("logits", "clusters_stage1", "clusters_stage2")
+    assert IMAGE_SEGMENTATION.outputs(explained, make_spec(explanation=TOKENS)) == ("logits", "clusters_stage2")
+
+
+def test_a_model_that_tells_no_clusters_explains_nothing() -> None:
+    explained = ImageSegmentationOptions(explain="clusters")
+    IMAGE_SEGMENTATION.check_options(explained, make_spec(explanation=PATCHES))
+    IMAGE_SEGMENTATION.check_options(ImageSegmentationOptions(), make_spec())
+    with pytest.raises(InvalidInput, match="tells no clusters") as caught:
+        IMAGE_SEGMENTATION.check_options(explained, make_spec())
+    assert str(caught.value).count("; ") == 2
+
+
+def test_each_class_has_the_cluster_that_mattered_most_for_it_in_every_stage() -> None:
+    sample = decode(640, 480)
+    plain = segment(sample).model_dump(exclude_none=True)
+    found = explain(sample, EXPLAINED, PATCHES)
+    assert found | {"explanation": None} == plain | {"explanation": None}, "explaining changes no answer"
+    labels = [one["label"] for one in found["classes"]]
+    targets = {one["index"]: one["label"] for one in found["classes"]}
+    expected = find_mask_clusters(EXPLAINED, PATCHES, part=(1.0, 1.0), targets=targets)
+    for stage, one in zip(found["explanation"]["stages"], expected, strict=True):
+        assert isinstance(one, PatchClusters)
+        assert list(stage) == ["stage", "grid", "clusters"]
+        assert [(c["index"], c["label"], c["weight"]) for c in stage["clusters"]] == [
+            (c.number, c.label, round(c.weight, 6)) for c in one.clusters
+        ]
+        assert [c["label"] for c in stage["clusters"]] == labels
+        pictures = [open_png(c["heat_map"]) for c in stage["clusters"]]
+        assert {picture.size for picture in pictures} == {(640, 480)}
+        assert len({picture.tobytes() for picture in pictures}) == 3
+
+
+def test_no_more_than_the_four_largest_classes_are_explained() -> None:
+    logits = np.zeros((6, 6, 8), np.float32)
+    for index, columns in enumerate((1, 2, 1, 2, 1, 1)):
+        start = sum((1, 2, 1, 2, 1, 1)[:index])
+        logits[index, :, start : start + columns] = 5
+    options, labels = ImageSegmentationOptions(explain="clusters"), tuple("abcdef")
+    result = IMAGE_SEGMENTATION.postprocess(
+        EXPLAINED | {"logits": logits}, decode(), make_spec(labels=labels, explanation=PATCHES), options,
+        model="", version="",
+    )  # fmt: skip
+    assert len(result.classes) == 6
+    assert result.explanation is not None
+    for stage in result.explanation.stages:
+        assert stage.clusters is not None
+        assert [one.label for one in stage.clusters] == [one.label for one in result.classes[:4]]
+        assert {one.label for one in stage.clusters} >= {"b", "d"}
+
+
+def test_token_regions_of_a_scene_are_told_for_the_part_that_shows_it() -> None:
+    whole = explain(decode(32, 24), REGIONS, TOKENS)["explanation"]["stages"]
+    assert [list(stage) for stage in whole] == [["stage", "grid", "tokens", "regions"]]
+    assert whole[0]["tokens"] == pytest.approx([1 / 6] * 6, abs=1e-6)
+    wide = explain(decode(64, 24), REGIONS, TOKENS)["explanation"]["stages"][0]  # three of six rows show it
+    assert wide["tokens"] == pytest.approx([1 / 3] * 3, abs=1e-6)
+    assert open_png(wide["regions"]).size == (384, 144)
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((1, 1), (384, 384)), ((1, 700), (1, 700)), ((301, 200), (384, 255)), ((1600, 100), (1024, 64))],
+    ids=str,
+)
+def test_heat_maps_have_the_size_of_the_scene_within_bounds(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    for stage in explain(decode(*size), EXPLAINED, PATCHES)["explanation"]["stages"]:
+        assert {open_png(one["heat_map"]).size for one in stage["clusters"]} == {drawn}
+
+
+@pytest.mark.parametrize(("explanation", "outputs"), [(PATCHES, EXPLAINED), (TOKENS, REGIONS)], ids=["paca", "tokens"])
+def test_an_explained_scene_is_drawn_as_one_picture(explanation: ExplanationSpec, outputs: Arrays) -> None:
+    for size in ((64, 48), (1, 700), (900, 30)):
+        picture = draw_explained(decode(*size), outputs, explanation)
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert picture.width > 500
+
+
+def test_a_drawing_shows_the_explanation_or_the_overlay() -> None:
+    spec = make_spec(explanation=PATCHES)
+    IMAGE_SEGMENTATION.check_drawing(ImageSegmentationOptions(explain="clusters", mask_format="rle"), spec)
+    both = ImageSegmentationOptions(explain="clusters", overlay=True)
+    with pytest.raises(NotAcceptable, match="overlay and explain") as caught:
+        IMAGE_SEGMENTATION.check_drawing(both, spec)
+    assert str(caught.value).count("; ") == 2
+    found = explain(decode(64, 48), EXPLAINED, PATCHES, overlay=True, mask_format="rle")
+    assert {"overlay", "explanation"} < set(found)
+
+
+@pytest.mark.parametrize(
+    "clusters", [CLUSTERS[:, :47], np.full((5, 48), np.nan), np.zeros((5, 48))], ids=["47", "nan", "0"]
+)
+def test_clusters_that_mean_nothing_are_the_model_s_failure(clusters: Any) -> None:
+    with pytest.raises(ModelFailed, match="6 x 8 patches"):
+        explain(decode(), EXPLAINED | {"clusters_stage1": clusters}, PATCHES)

@@ -22,14 +22,26 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 path, height, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-spec = ImageSegmentationSpec(height=360, width=480, fill=(0, 0, 0), max_pixels=40_000_000, labels=tuple("abcdefghijk"))
+stages = [{"stage": 1, "grid": (90, 120)}, {"stage": 2, "grid": (45, 60)}]
+spec = ImageSegmentationSpec(
+    height=360, width=480, fill=(0, 0, 0), max_pixels=40_000_000, labels=tuple("abcdefghijk"),
+    explanation={"kind": "patch_clusters", "stages": stages},
+)
 logits = np.random.default_rng(0).normal(size=(11, 90, 120)).astype(np.float32)
+fine = np.random.default_rng(1).random((64, 90, 120), np.float32)
+clusters = {
+    "clusters_stage1": fine.reshape(64, -1),
+    "clusters_stage2": fine.reshape(64, 45, 2, 60, 2).mean((2, 4)).reshape(64, -1),
+}
 body = open(path, "rb").read()
 before = peak()
 sample = IMAGE_SEGMENTATION.decode(body, "", spec)
-options = ImageSegmentationOptions()
-result = IMAGE_SEGMENTATION.postprocess({"logits": logits}, sample, spec, options, model="", version="")
+options = ImageSegmentationOptions(explain=sys.argv[4])
+result = IMAGE_SEGMENTATION.postprocess(clusters | {"logits": logits}, sample, spec, options, model="", version="")
 result.model_dump_json()
+if options.explain == "clusters":
+    assert all(len(stage.clusters) == 4 for stage in result.explanation.stages)
+    IMAGE_SEGMENTATION.draw(clusters | {"logits": logits}, sample, spec, options)
 assert (result.height, result.width) == (height, width) and len(result.classes) == 11
 print(peak() - before)
 """
@@ -50,14 +62,19 @@ def make_large_jpeg() -> bytes:
     return file.getvalue()
 
 
-# A PNG is decoded in full, 160 MB, a JPEG at an eighth of its sides; then the mask has 40 MB.
-@pytest.mark.parametrize(("make", "most"), [(make_large_png, 220e6), (make_large_jpeg, 100e6)], ids=["PNG", "JPEG"])
+# A PNG is decoded in full, 160 MB, a JPEG at an eighth of its sides; then the mask has 40 MB. To explain, the picture
+# is decoded again, beside the mask.
+@pytest.mark.parametrize(
+    ("make", "explain", "most"),
+    [(make_large_png, "none", 220e6), (make_large_jpeg, "none", 100e6), (make_large_png, "clusters", 280e6)],
+    ids=["PNG", "JPEG", "explained"],
+)
 def test_a_picture_of_40_megapixels_gets_its_mask_in_bounded_memory(
-    tmp_path: Path, make: Callable[[], bytes], most: float
+    tmp_path: Path, make: Callable[[], bytes], explain: str, most: float
 ) -> None:
     path = tmp_path / "picture"
     path.write_bytes(make())
-    command = [sys.executable, "-c", MEASURE, str(path), str(HEIGHT), str(WIDTH)]
+    command = [sys.executable, "-c", MEASURE, str(path), str(HEIGHT), str(WIDTH), explain]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
