@@ -222,7 +222,7 @@ def plot_parallel(measured: Measured, path: Path) -> None:
     for i, one in enumerate(measured.held[groups[0]]):
         peaks = [measured.held[group][i].peak_bytes / 1e6 for group in groups]
         memory_axis.plot(groups, peaks, marker="o", label=_name(one.job))
-    memory_axis.set(xscale="log", yscale="log", xlabel="ranks", ylabel="peak memory of a rank, MB")
+    memory_axis.set(xlabel="ranks", ylabel="peak memory of a rank, MB", ylim=(0, None))
     memory_axis.set_xticks(groups, [str(group) for group in groups])
     for axis in (bytes_axis, memory_axis):
         axis.minorticks_off()

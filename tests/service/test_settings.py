@@ -25,6 +25,7 @@ def test_every_field_can_be_set_by_its_name_in_the_environment(monkeypatch: pyte
         "bundles": "/b",
         "cache": "/c",
         "device": "cuda",
+        "runtime": "torchscript",
         "log_level": "debug",
         "cors_origins": "https://a.example,http://localhost:3000",
         "otlp_endpoint": "http://collector:4318",
