@@ -55,6 +55,8 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m training paca-vit-micro-cifar10-first
 	$(BIN)/python -m training paca-vit-micro-cifar10 --from build/training/paca-vit-micro-cifar10-first
 	$(BIN)/python -m export build/training/paca-vit-micro-cifar10
+	$(BIN)/python -m training tcformer-micro-cifar10
+	$(BIN)/python -m export build/training/tcformer-micro-cifar10
 	$(BIN)/python -m training ctc-transformer-small-an4-first
 	$(BIN)/python -m training ctc-transformer-small-an4 --from build/training/ctc-transformer-small-an4-first
 	$(BIN)/python -m export build/training/ctc-transformer-small-an4

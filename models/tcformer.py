@@ -344,10 +344,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    if isinstance(module, Ctm):
-        # Officially a convolution. Started smaller, the strided one beside it would hide what tells the four tokens of
-        # its cells apart, and clusters would become its grid: from scratch they did, and stayed so.
-        module.skip.reset_parameters()
     if isinstance(module, TokenBlock):
         nn.init.zeros_(module.attention.proj.weight)
         nn.init.zeros_(module.mlp.fc2.weight)

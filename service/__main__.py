@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,13 +24,15 @@ from service.settings import Settings, find_unknown_variables
 logger = logging.getLogger("service")
 
 KEEP_ALIVE_SECONDS = 30
+CLOSE_SECONDS = 5.0  # after the drain; whoever still reads, computes or opens a bundle then is cut off
 
 
 class DrainingServer(uvicorn.Server):
     """A server that answers what it accepted before it stops.
 
     The first signal makes the service not ready at once; connections stay open, and `/health` and `/metrics` answer,
-    until every accepted request has its answer. The second signal ends the process at once.
+    until every accepted request has its answer. The second signal ends the process at once, and so does time: a client
+    that does not read its answer, or a batch that never ends, holds nothing up.
 
     Args:
         config: uvicorn's.
@@ -75,7 +78,15 @@ class DrainingServer(uvicorn.Server):
 
     async def _finish(self) -> None:
         await self._catalog.drain()
+        timer = threading.Timer(CLOSE_SECONDS, _leave)
+        timer.daemon = True
+        timer.start()
         self.should_exit = True
+
+
+def _leave() -> None:
+    logger.error("stopping without waiting any longer for clients and threads")
+    os._exit(0)
 
 
 class SideServer(uvicorn.Server):

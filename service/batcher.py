@@ -107,7 +107,7 @@ class Batcher:
         self._waiting: dict[int, deque[_Waiting]] = {}
         self._num_idle = 0
         self._num_long = 0  # batches of long samples that run
-        self._num_open = 0
+        self._open: set[Ticket] = set()  # accepted, without an answer
         self._is_draining = False
         self._is_closed = False
         self._workers: list[threading.Thread] = []
@@ -144,17 +144,17 @@ class Batcher:
         """
         if self._is_draining:
             raise NotReady("the service is stopping; it takes no new requests; try another instance or later")
-        if self._num_open >= self._max_queue:
-            seconds = max(1, math.ceil(self._num_open * self._seconds_per_sample))
+        if len(self._open) >= self._max_queue:
+            seconds = max(1, math.ceil(len(self._open) * self._seconds_per_sample))
             raise Overloaded(
-                f"{self._num_open} requests are waiting; at most {self._max_queue} may; try again in {seconds} s",
+                f"{len(self._open)} requests are waiting; at most {self._max_queue} may; try again in {seconds} s",
                 retry_after_seconds=seconds,
             )
         assert self._loop is not None, "start comes before admit"
         ticket = Ticket(future=self._loop.create_future(), deadline=self._clock() + timeout_seconds)
         timer = self._loop.call_later(timeout_seconds, self._expire, ticket, timeout_seconds)
         ticket.future.add_done_callback(lambda _: self._leave(ticket, timer))
-        self._num_open += 1
+        self._open.add(ticket)
         self._metrics.queue_depth.inc()  # not set: a bundle and the one that replaces it share the gauge for a while
         return ticket
 
@@ -162,8 +162,12 @@ class Batcher:
         """Refuse new requests and return once every accepted one has its answer."""
         self._is_draining = True
         assert self._drained is not None, "start comes before drain"
-        if self._num_open:
+        if self._open:
             await self._drained.wait()
+
+    def give_up(self) -> None:
+        """Answer every accepted request with `NotReady`: the time to drain is over."""
+        self._settle([(ticket, _stopped()) for ticket in self._open])
 
     def close(self) -> None:
         """Let the workers end once they have finished the batch in hand; nothing may be put afterwards."""
@@ -180,13 +184,13 @@ class Batcher:
     def _leave(self, ticket: Ticket, timer: asyncio.TimerHandle) -> None:
         ticket.is_dead = True
         timer.cancel()
-        self._num_open -= 1
+        self._open.discard(ticket)
         self._metrics.queue_depth.dec()
         if ticket.future.cancelled():
             self._metrics.abandoned.inc()
         elif isinstance(ticket.future.exception(), DeadlineExceeded):
             self._metrics.expired.inc()
-        if self._is_draining and not self._num_open and self._drained is not None:
+        if self._is_draining and not self._open and self._drained is not None:
             self._drained.set()
 
     def _settle(self, answers: Sequence[tuple[Ticket, Any]]) -> None:
@@ -368,6 +372,10 @@ def _trace(traced: Sequence[_Waiting], start: float, ran: float, *, size: int) -
     for trace, waiting in zip(traces, traced, strict=True):
         trace.add_stage("queue", waiting.since, start)
         trace.add_stage("run", start, ran, batch=span)
+
+
+def _stopped() -> NotReady:
+    return NotReady("the service stopped before the answer was there; send it again, to another instance or later")
 
 
 def _deadline_exceeded(timeout_seconds: float) -> DeadlineExceeded:

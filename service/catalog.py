@@ -36,7 +36,7 @@ class Catalog:
             raise BundleError(conflict[1])
         self._endpoints: dict[str, Endpoint] = {}
         self._defaults: dict[str, str] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Endpoint] = {}
         self._settings, self._metrics = settings, metrics
         self.decode_pool = decode_pool
         self.is_ready = False
@@ -77,7 +77,7 @@ class Catalog:
         if endpoint is not None and endpoint.task.name == task:
             return endpoint
         names = [e.manifest.name for e in self.endpoints if e.task.name == task]
-        asked = f"model {model!r}" if model is not None else "no model named, and no default"
+        asked = f"model {model[:100]!r}" if model is not None else "no model named, and no default"
         remedy = "name one of them" if names else "whoever runs it must add a bundle for this task"
         raise UnknownModel(f"{asked} for {task}; this service has {', '.join(names) or 'none'}; {remedy}")
 
@@ -88,8 +88,8 @@ class Catalog:
         """
         if model not in self._endpoints:
             raise UnknownModel(
-                f"model {model!r} is not served; this service has {', '.join(sorted(self._endpoints)) or 'none'}; "
-                "name one of them"
+                f"model {model[:100]!r} is not served; this service has "
+                f"{', '.join(sorted(self._endpoints)) or 'none'}; name one of them"
             )
         return self._endpoints[model]
 
@@ -115,8 +115,8 @@ class Catalog:
         self._serve(endpoints, fallback)
         for endpoint in served.difference(endpoints):
             retiring = asyncio.ensure_future(self._retire(endpoint))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._retiring[retiring] = endpoint
+            retiring.add_done_callback(self._retiring.pop)
 
     async def _retire(self, endpoint: Endpoint) -> None:
         await endpoint.retire()
@@ -148,16 +148,21 @@ class Catalog:
         return sorted({device for endpoint in self._endpoints.values() for device in endpoint.lost_devices})
 
     async def drain(self) -> None:
-        """Stop being ready at once, then wait until accepted requests are answered, at most `drain_seconds`."""
+        """Stop being ready at once, then wait until accepted requests are answered, at most `drain_seconds`.
+
+        Whoever has no answer by then gets `NotReady`.
+        """
         self.is_ready = False
         drains = [asyncio.ensure_future(endpoint.drain()) for endpoint in self._endpoints.values()]
         drains += self._retiring
         if drains:
             _, late = await asyncio.wait(drains, timeout=self._settings.drain_seconds)
-            for task in late:
-                task.cancel()
             if late:
                 logger.error("stopping with requests unanswered after %g s", self._settings.drain_seconds)
+                for endpoint in (*self._endpoints.values(), *self._retiring.values()):
+                    endpoint.give_up()
+            for task in late:
+                task.cancel()
 
     def close(self) -> None:
         """End all threads and give memory back; after `drain`."""

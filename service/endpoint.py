@@ -199,6 +199,10 @@ class Endpoint:
         """Refuse new requests and wait for the accepted ones."""
         await self._batcher.drain()
 
+    def give_up(self) -> None:
+        """Answer the accepted ones with `NotReady`."""
+        self._batcher.give_up()
+
     def close(self) -> None:
         """End the workers and give the program's memory back."""
         self._batcher.close()

@@ -37,7 +37,6 @@ class Trace:
     """
 
     def __init__(self, provider: TracerProvider, span: Span) -> None:
-
         self._tracer, self._span = provider.get_tracer(NAME), span
         self._context = set_span_in_context(span)
         self.span_context = span.get_span_context()
@@ -100,7 +99,6 @@ class Tracing:
     """
 
     def __init__(self, processor: SpanProcessor) -> None:
-
         self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: NAME}))
         self._provider.add_span_processor(processor)
 

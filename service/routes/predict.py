@@ -204,7 +204,7 @@ _PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         415: "The body is of a type that this task does not read.",
         500: "The model or the service failed.",
-        503: "The queue is full or the service is stopping; see Retry-After.",
+        503: "The queue is full, the service is stopping, or what runs the model was lost; see Retry-After.",
         504: "The deadline passed.",
     }.items()
 }

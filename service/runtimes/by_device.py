@@ -146,7 +146,7 @@ class ByDevice:
         finally:
             with self._changed:
                 replica.num_running -= 1
-                self._changed.notify()
+                self._changed.notify_all()  # a second try may be waiting for a place on another one
 
     def _is_well(self, replica: _Replica) -> bool:
         with replica.turn:  # whoever failed beside this one has probed already, or waits to hear what comes out
