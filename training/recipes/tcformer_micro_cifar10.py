@@ -18,8 +18,8 @@ RECIPE = replace(
         ),
         limits=PACA.facts.limits
         + (
-            " Its tokens are hardly dynamic: nine in ten of the first merge's are a 2x2 block of cells, of the second's "
-            "a 4x4 block."
+            " Its tokens are hardly dynamic: nine in ten of the first merge's are a 2x2 block of cells, of the "
+            "second's a 4x4 block."
         ),
     ),
 )
