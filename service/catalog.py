@@ -126,9 +126,18 @@ class Catalog:
         logger.info("endpoint closed", extra={"fields": {"model": endpoint.manifest.name}})
 
     async def wait_for_retired(self) -> None:
-        """Wait until all that is served no more is closed, so that no more than two versions are in memory."""
-        if self._retiring:
-            await asyncio.wait(self._retiring)
+        """Wait until all that is served no more is closed, so that no more than two versions are in memory.
+
+        Raises: NotReady if it takes longer than `drain_seconds`.
+        """
+        if not self._retiring:
+            return
+        _, late = await asyncio.wait(self._retiring, timeout=self._settings.drain_seconds)
+        if late:
+            raise NotReady(
+                f"{len(late)} models that are served no more still answer after {self._settings.drain_seconds:g} s; a "
+                "reload waits for their end; try again later"
+            )
 
     def check_ready(self) -> None:
         """Refuse while stopping.

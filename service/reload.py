@@ -85,7 +85,7 @@ class Reloader:
     async def reload(self) -> Report:
         """Serve what is in the folder by now; a second call waits for the first.
 
-        Raises: NotReady if the service is stopping.
+        Raises: NotReady if the service is stopping, or what the last reload replaced does not end.
         """
         async with self._lock:
             await self._catalog.wait_for_retired()
@@ -148,8 +148,11 @@ class Reloader:
                 taken = now
                 try:
                     await self.reload()
-                except NotReady:
-                    return
+                except NotReady as error:
+                    if not self._catalog.is_ready:
+                        return
+                    taken = None  # tried again at the next look
+                    logger.warning("reload refused: %s", error)
                 except Exception:  # the loop goes on, whatever this one met
                     logger.exception("reload failed")
             last = now

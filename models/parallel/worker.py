@@ -193,6 +193,9 @@ def _listen(requests: io.BufferedReader, frames: "queue.SimpleQueue[Frame]") -> 
             frames.put(read_frame(requests))
         except EOFError:
             os._exit(0)  # the main thread may be waiting for other ranks, who are ending, too
+        except Exception:  # noqa: BLE001 - no frame came, and where the next one begins cannot be found
+            traceback.print_exc()
+            os._exit(1)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,15 @@ async def test_drain_gives_up_on_what_takes_too_long(
     assert isinstance(ticket.future.exception(), NotReady)
     assert "unanswered" in caplog.text
     catalog.close()
+
+
+@pytest.mark.anyio
+async def test_the_wait_for_replaced_models_is_bounded(tiny_bundle: Path, settings: MakeSettings) -> None:
+    catalog = open_catalog(settings(drain_seconds=0.01), Metrics())
+    catalog.start()
+    catalog.get(NAME)._batcher.admit(1000)  # a request whose answer never comes
+    catalog.swap([], fallback={})
+    with pytest.raises(NotReady, match=r"1 models .* after 0\.01 s"):
+        await catalog.wait_for_retired()
+    await catalog.drain()
+    catalog.close()
