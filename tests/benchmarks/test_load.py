@@ -47,7 +47,7 @@ def address() -> Iterator[Address]:
 
 
 def make_stretch(edges: list[str]) -> Stretch:
-    return Stretch(warm_seconds=0.02, seconds=0.1, at_edges=lambda: edges.append("edge"))
+    return Stretch(warm_seconds=0.1, seconds=0.5, at_edges=lambda: edges.append("edge"))
 
 
 def test_a_closed_loop_counts_good_and_bad_answers_between_two_edges(address: Address) -> None:
