@@ -46,14 +46,14 @@ class Plan:
     Attributes:
         rounds: of all contestants at all batch sizes.
         calls: of a contestant in a round, after one that is not counted.
-        module_sides, program_sides: pixels at which versions are compared. A program above 512 pixels has so many
+        module_sides, program_sides: pixels at which versions are compared. From 512 pixels on a program has so many
             blocks of distances that exporting the first version takes long.
     """
 
     rounds: int = 3
     calls: int = 2
     module_sides: tuple[int, ...] = (224, 512, 1024)
-    program_sides: tuple[int, ...] = (512,)
+    program_sides: tuple[int, ...] = (224,)
 
 
 QUICK = Plan(rounds=1, calls=1, module_sides=(224,), program_sides=())
