@@ -64,7 +64,9 @@ def test_a_device_that_does_not_tell_its_use_is_up() -> None:
 
 
 def test_a_service_without_devices_has_no_metrics_of_them() -> None:
-    assert not {family.name for family in Metrics().registry.collect() if "device" in family.name}
+    assert not {
+        sample.name for family in Metrics().registry.collect() for sample in family.samples if "device" in sample.name
+    }
 
 
 def test_devices_that_nvml_really_has_answer() -> None:

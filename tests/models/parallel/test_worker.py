@@ -47,9 +47,9 @@ def start_group(weights: Path, *, num_ranks: int, **changes: Any) -> Iterator[Ra
         "std": NORMALISATION.std,
         "device": "cpu",
         "num_threads": 1,
-        "timeout_seconds": 30.0,
+        "timeout_seconds": 120.0,
     }
-    group = RankGroup(opening | changes, num_ranks=num_ranks, timeout_seconds=30.0)
+    group = RankGroup(opening | changes, num_ranks=num_ranks, timeout_seconds=120.0)
     try:
         yield group
     finally:
