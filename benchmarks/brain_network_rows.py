@@ -132,14 +132,6 @@ ROWS = (
     Row(
         "thc-official", "THC, published layout", make_thc(THC_CC200_OFFICIAL), OFFICIAL, tasks=DIAGNOSIS, is_plain=True
     ),
-    # A fold takes it half a minute, on the 190 regions of ADHD-200 a minute and a half: two tasks tell enough.
-    Row(
-        "bnt",
-        "BNT-style",
-        make_bnt,
-        RECIPE.optimizer,
-        is_plain=True,
-        tasks=("abide-diagnosis", "mdd"),
-    ),
+    Row("bnt", "BNT-style", make_bnt, RECIPE.optimizer, is_plain=True),
     Row("mlp", "MLP over connections", make_mlp, OF_MLP, is_plain=True),
 )
