@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NodeMlpKind = Literal["flat", "shared", "factorised"]
+LAST_LAYERS: dict[NodeMlpKind, str] = {"flat": "mlp.fc3", "shared": "fc3", "factorised": "features_out"}
 
 
 class Mlp(nn.Module):
@@ -102,7 +103,9 @@ class FactorisedMlp(nn.Module):
         return self.features_out(self.nodes_out(x).transpose(1, 2))
 
 
-def make_node_mlp(kind: NodeMlpKind, num_nodes: int, in_dim: int, out_dim: int, *, hidden_dim: int) -> nn.Module:
+def make_node_mlp(
+    kind: NodeMlpKind, num_nodes: int, in_dim: int, out_dim: int, *, hidden_dim: int, starts_at_zero: bool = False
+) -> nn.Module:
     """Make a module (B, N, in_dim) → (B, N, out_dim).
 
     Args:
@@ -110,10 +113,16 @@ def make_node_mlp(kind: NodeMlpKind, num_nodes: int, in_dim: int, out_dim: int, 
         num_nodes: N.
         in_dim, out_dim: features of a node.
         hidden_dim: width of both hidden layers.
+        starts_at_zero: whether the last layer's weights are zeros at first.
     """
     if kind == "shared":
-        return Mlp(in_dim, (hidden_dim, hidden_dim), out_dim)
-    return (FlatMlp if kind == "flat" else FactorisedMlp)(num_nodes, in_dim, out_dim, hidden_dim)
+        mlp: nn.Module = Mlp(in_dim, (hidden_dim, hidden_dim), out_dim)
+    else:
+        mlp = (FlatMlp if kind == "flat" else FactorisedMlp)(num_nodes, in_dim, out_dim, hidden_dim)
+    if starts_at_zero:
+        for parameter in mlp.get_submodule(LAST_LAYERS[kind]).parameters():
+            nn.init.zeros_(parameter)
+    return mlp
 
 
 class VariationalEncoder(nn.Module):

@@ -65,6 +65,8 @@ class ThcConfig:
         encoder: "flat" (official), "shared" or "factorised", see `make_node_mlp`; "none" (no_encoder).
         encoder_dim: width of its hidden layers; officially hidden_dim.
         is_variational: whether the encoder is a `VariationalEncoder`.
+        has_skip: whether the encoder's output, zeros at first, is added to what it was given. Ours; without it an
+            encoder makes nodes alike, and later levels put all of them into one or two communities.
         readout: how the levels' votes become one: "sum", "mean", "max" or an MLP over them, "concat"; or one readout of
             the nodes of all levels, "global", or of the last level, "last" (readout, hierarchical, global_pooling).
             "linear", ours, is one linear layer over the features of all levels' nodes, which starts at zero: from few
@@ -102,6 +104,7 @@ class ThcConfig:
     encoder: Encoder = "shared"
     encoder_dim: int = 256
     is_variational: bool = False
+    has_skip: bool = False
     readout: Combination = "sum"
     readout_dim: int = 128
     readout_hidden_dim: int = 256
@@ -126,6 +129,8 @@ class ThcConfig:
             raise ValueError(f"resolutions has {len(self.resolutions)} entries; {sum(self.pooling)} levels pool")
         if self.is_variational and self.encoder == "none":
             raise ValueError('is_variational needs an encoder; encoder is "none"')
+        if self.has_skip and self.encoder == "none":
+            raise ValueError('has_skip needs an encoder; encoder is "none"')
         for num_nodes, size, is_pooled in zip(self.num_nodes, self.sizes, self.pooling, strict=True):
             most = num_nodes if self.assignment == "learnable" else self.dim
             if not is_pooled and size != num_nodes:
@@ -211,7 +216,7 @@ class ThcLevel(nn.Module):
         self.layer = EncoderLayer(layer, ScoredAttention(dropout=config.dropout, has_noise=config.has_attention_noise))
         self.is_pooled = config.pooling[level]
         if self.is_pooled:
-            self.encoder = _make_encoder(config, level)
+            self.encoder, self.has_skip = _make_encoder(config, level), config.has_skip
             self.communities = _make_communities(config, level)
             self.norm = nn.LayerNorm(config.dim)
 
@@ -222,9 +227,10 @@ class ThcLevel(nn.Module):
             return LevelOutput(x, None, scores, {})
         losses: dict[str, Tensor] = {}
         if isinstance(self.encoder, VariationalEncoder):
-            x, losses = self.encoder(x)
+            code, losses = self.encoder(x)
         else:
-            x = self.encoder(x)
+            code = self.encoder(x)
+        x = x + code if self.has_skip else code
         assignment = self.communities(x, scores)
         losses = {"cluster": self.communities.loss(assignment)} | losses
         return LevelOutput(self.norm(assignment.transpose(1, 2) @ x), assignment, scores, losses)
@@ -333,7 +339,13 @@ class Thc(nn.Module):
 def _make_encoder(config: ThcConfig, level: int) -> nn.Module:
     if config.encoder == "none":
         return nn.Identity()
-    make = partial(make_node_mlp, config.encoder, config.num_nodes[level], hidden_dim=config.encoder_dim)
+    make = partial(
+        make_node_mlp,
+        config.encoder,
+        config.num_nodes[level],
+        hidden_dim=config.encoder_dim,
+        starts_at_zero=config.has_skip,
+    )
     return VariationalEncoder(make, config.dim) if config.is_variational else make(config.dim, config.dim)
 
 
@@ -375,8 +387,9 @@ THC_AAL116 = ThcConfig(
     num_heads=2,
     hidden_dim=116,
     assignment="ocread",
-    encoder="none",
+    encoder="factorised",
     encoder_dim=64,
+    has_skip=True,
     readout="linear",
     dropout=0.0,
     spectrum_limit=2.0,

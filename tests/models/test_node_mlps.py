@@ -21,6 +21,19 @@ def test_nodes_go_in_and_nodes_come_out(kind: NodeMlpKind) -> None:
     assert make_node_mlp(kind, N, E, 2 * E, hidden_dim=16)(nodes()).shape == (3, N, 2 * E)
 
 
+@pytest.mark.parametrize("kind", ["flat", "shared", "factorised"])
+def test_what_starts_at_zero_gives_zeros_and_still_learns(kind: NodeMlpKind) -> None:
+    torch.manual_seed(0)
+    mlp = make_node_mlp(kind, N, E, 2 * E, hidden_dim=16, starts_at_zero=True)
+    assert mlp(nodes()).equal(torch.zeros(3, N, 2 * E))
+    optimizer = torch.optim.SGD(mlp.parameters(), lr=1.0)
+    for _ in range(2):  # the first step reaches the last layer alone
+        optimizer.zero_grad()
+        (mlp(nodes()) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in mlp.parameters())
+
+
 @pytest.mark.parametrize(("kind", "sees_others"), [("flat", True), ("shared", False), ("factorised", True)])
 def test_only_the_shared_mlp_sees_each_node_alone(kind: NodeMlpKind, *, sees_others: bool) -> None:
     torch.manual_seed(0)

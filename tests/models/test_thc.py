@@ -40,6 +40,8 @@ VARIANTS: dict[str, ThcConfig] = {
     "linear readout": replace(CONFIG, readout="linear"),
     "variational, mean": replace(CONFIG, is_variational=True, readout="mean"),
     "variational flat": replace(CONFIG, is_variational=True, encoder="flat"),
+    "factorised, skip": replace(CONFIG, encoder="factorised", has_skip=True),
+    "variational, skip": replace(CONFIG, is_variational=True, has_skip=True),
     "no encoder, three levels, global": replace(
         CONFIG, encoder="none", sizes=(8, 8, 4), pooling=(True, False, True), readout="global"
     ),
@@ -64,9 +66,7 @@ def make(config: ThcConfig) -> Thc:
     torch.manual_seed(0)
     model = Thc(config, num_classes=NUM_CLASSES)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.1)
-        if name == "head.weight":  # it starts at zero, so that nothing before it would count
+        if name.endswith("bias") or not parameter.any():  # behind what starts at zero nothing would count
             nn.init.normal_(parameter, std=0.1)
     if config.scope == "stored" or config.is_standardised:
         store_means(model, connectivity(12, seed=2))
@@ -345,6 +345,16 @@ def test_the_modularity_of_a_level_is_that_of_the_regions_in_its_communities() -
     torch.testing.assert_close(losses["modularity"], expected, atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_an_encoder_with_a_skip_starts_as_none() -> None:
+    config = replace(CONFIG, assignment="ocread", encoder="factorised", has_skip=True)
+    model, without = (
+        Thc(c, num_classes=NUM_CLASSES).eval() for c in (config, replace(CONFIG, assignment="ocread", encoder="none"))
+    )
+    without.load_state_dict({name: weight for name, weight in model.state_dict().items() if ".encoder." not in name})
+    torch.testing.assert_close(model(connectivity()).logits, without(connectivity()).logits, atol=0, rtol=0)
+
+
 def test_identities_tell_regions_apart_that_are_connected_alike() -> None:
     alike = torch.ones(1, R, R)
     for identity_dim, is_apart in ((0, False), (4, True)):
@@ -361,6 +371,7 @@ def test_identities_tell_regions_apart_that_are_connected_alike() -> None:
         ({"resolutions": (1.0,)}, "resolutions has 1 entries; 2 levels pool"),
         ({"pooling": (True,)}, "pooling has 1 entries; sizes has 2 levels"),
         ({"encoder": "none", "is_variational": True}, 'is_variational needs an encoder; encoder is "none"'),
+        ({"encoder": "none", "has_skip": True}, 'has_skip needs an encoder; encoder is "none"'),
         ({"pooling": (False, True)}, "size=8 of a level that does not pool must be its number of nodes, 16"),
         ({"sizes": (8, 9)}, "size=9 exceeds 8: no more communities can start orthogonal"),
         ({"sizes": (17, 2), "assignment": "ocread"}, "size=17 exceeds 16: no more communities can start orthogonal"),

@@ -20,7 +20,7 @@ RECIPE = Recipe(
         muon_lr=1e-2, adamw_lr=1e-4, adamw_betas=(0.9, 0.99), adamw_weight_decay=0.05, warmup_share=0.1
     ),
     facts=Facts(
-        version="2.0.0",
+        version="2.1.0",
         is_default=True,
         description=(
             "THC (Dai et al. 2023) in a small variant of ours, trained from scratch on ABIDE I: a graph of 116 brain "
