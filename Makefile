@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check image-check dashboard bench bundles programs native native-sanitize constraints clean
+.PHONY: help setup serve test check image-check dashboard bench bench-gpu bundles programs native native-sanitize constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ dashboard: $(DEV_STAMP) ## make Grafana's dashboard again
 bench: $(DEV_STAMP) ## measure the service beside its peers
 	$(BIN)/python -m benchmarks
 
+bench-gpu: programs ## measure every program and attention on a GPU: an hour or two
+	$(BIN)/python -m benchmarks gpu
+
 # glibc would give every step's buffers back to Linux and fault them in again; kept, training on a CPU is faster.
 bundles: export MALLOC_MMAP_MAX_ := 0
 bundles: export MALLOC_TRIM_THRESHOLD_ := 100000000000
@@ -66,8 +69,9 @@ bundles: $(DEV_STAMP) ## retrain and export every bundle again: hours
 	$(BIN)/python -m export build/training/thc-aal116-abide
 
 # Beside the ONNX program that is shipped; torch writes what only torch runs, so these are made where torch is.
-programs: $(DEV_STAMP) ## make the shipped bundles again with TorchScript programs in them, in build/programs
-	for bundle in bundles/*/; do $(BIN)/python -m export "$$bundle" --runtime onnx --runtime torchscript || exit 1; done
+programs: $(DEV_STAMP) ## make the shipped bundles again with both formats, in build/programs, and in fp16, in build/fp16
+	for bundle in bundles/*/; do for precision in fp32 fp16; do \
+	$(BIN)/python -m export "$$bundle" --runtime onnx --runtime torchscript --precision $$precision || exit 1; done; done
 
 native: $(BIN)/python ## compile the native kernel of clustered attention; needs g++
 	$(BIN)/python -m export.build_native

@@ -17,7 +17,8 @@ clustering  word errors and cost of a speech recogniser with full and with clust
             goes on where it was interrupted; needs ../shared/data
 brain-networks  cross-validation of classifiers of brain networks; takes most of an hour, goes on where it was
             interrupted; needs ../shared/data
-gpu         every bundle on a GPU, by ONNX, TorchScript and eager torch, and attention up to N = 128k; needs CUDA
+gpu         every bundle on a GPU, by ONNX, TorchScript, AOTInductor and eager torch, and attention up to N = 128k;
+            needs CUDA; with --device cpu the bundles alone, on the CPU
 
 All of them but the last three by default. Machines are noisy: compare numbers of one run only, and close what else
 runs.
@@ -34,6 +35,7 @@ from pathlib import Path
 
 from benchmarks.attention_scaling import Plan as ScalingPlan
 from benchmarks.attention_scaling import measure_scaling, plot_scaling, render_scaling
+from benchmarks.brain_network_costs import measure_costs, render_costs
 from benchmarks.brain_network_report import render_cells
 from benchmarks.brain_networks import list_cells, measure_cells
 from benchmarks.bundles import open_random_bundle
@@ -41,10 +43,11 @@ from benchmarks.clustering_claim import make_plan, make_quick_plan, measure_clai
 from benchmarks.clustering_report import describe_claim, render_claim
 from benchmarks.explanations import TEST_FILE as EXPLAINED_FILE
 from benchmarks.explanations import measure_explanations, render_explanations
+from benchmarks.gpu import FP16_ROOTS, FP32_ROOTS, ON_CPU, find_fault, measure_gpu
 from benchmarks.gpu import QUICK as QUICK_GPU
 from benchmarks.gpu import Plan as GpuPlan
-from benchmarks.gpu import find_fault, measure_gpu, render_gpu
 from benchmarks.gpu_attention import plot_attention, render_attention
+from benchmarks.gpu_report import render_gpu
 from benchmarks.long_recordings import FULL as FULL_LONG
 from benchmarks.long_recordings import QUICK as QUICK_LONG
 from benchmarks.long_recordings import measure_long_recordings, render_long_recordings
@@ -74,6 +77,7 @@ BUNDLES = Path("bundles")
 SHIPPED_BUNDLE = BUNDLES / "paca-vit-micro-cifar10"
 SPEECH_BUNDLE = BUNDLES / "ctc-transformer-small-an4"
 DATA = Path("../shared/data")
+PROGRAMS_ON_CPU = "programs-on-cpu"  # what `gpu` leaves there: no result of a GPU
 CLUSTERING_EPOCHS = 3
 FULL = Plan(rounds=3, seconds=2.0, warm_seconds=0.4)
 QUICK = Plan(rounds=2, seconds=1.0, warm_seconds=0.3)
@@ -201,21 +205,27 @@ def report_brain_networks(
     tasks: Sequence[str] = (),
     data: Path = DATA,
 ) -> str:
-    """Cross-validate classifiers of brain networks; in haste the ridge classifier on one task."""
+    """Cross-validate classifiers of brain networks; costs at 200 regions if all; in haste ridge on one task."""
     cells = list_cells(["ridge"], ["mdd"]) if plan is QUICK else list_cells(rows, tasks)
-    return render_cells(measure_cells(cells, data=data, work=SCRATCH / "brain-networks"))
+    tables = render_cells(measure_cells(cells, data=data, work=SCRATCH / "brain-networks"))
+    is_part = plan is QUICK or rows or tasks
+    return tables if is_part else f"{tables}\n\n{render_costs(measure_costs())}"
 
 
 def report_gpu(bundle: Path, plan: Plan, *, device: str = "cuda:0") -> str:  # noqa: ARG001 - all of them take part
-    """Measure every bundle and the attention on a GPU, and draw the latter unless in haste."""
-    is_quick = plan is QUICK
-    found = measure_gpu(device, QUICK_GPU if is_quick else GpuPlan(), cache=SCRATCH / "cache")
-    text = f"{render_gpu(found)}\n\n{render_attention(found.attention)}"
-    if is_quick:
-        return text
-    picture = result_path("gpu").with_suffix(".png")
-    plot_attention(found.attention, picture)
-    return f"{text}\n\n![Time of attention against the length]({picture.name})"
+    """Measure every bundle and the attention on a GPU, and draw the latter; in haste, or on the CPU, less of it."""
+    is_quick, is_cpu = plan is QUICK, device == "cpu"
+    gpu_plan = QUICK_GPU if is_quick else ON_CPU if is_cpu else GpuPlan()
+    roots = FP32_ROOTS if is_cpu else (*FP32_ROOTS, *FP16_ROOTS)  # a CPU only casts float16 back and forth
+    found = measure_gpu(device, gpu_plan, cache=SCRATCH / "cache", roots=roots)
+    parts = [render_gpu(found)]
+    if found.attention:
+        parts.append(f"## Attention\n\n{render_attention(found.attention)}")
+    if found.attention and not is_quick:
+        picture = result_path("gpu").with_suffix(".png")
+        plot_attention(found.attention, picture)
+        parts.append(f"![Time of attention against the length]({picture.name})")
+    return "\n\n".join(parts)
 
 
 def tell_command() -> str:
@@ -304,7 +314,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", default=(), help="for brain-networks: keys of rows; all by default")
     parser.add_argument("--tasks", nargs="+", default=(), help="for brain-networks: names of tasks; all by default")
-    parser.add_argument("--device", default="cuda:0", help="for gpu: cuda:N, or cpu to try the command (cuda:0)")
+    parser.add_argument("--device", default="cuda:0", help="for gpu: cuda:N or cpu (cuda:0)")
     arguments = parser.parse_args()
     if arguments.what == "gpu" and (fault := find_fault(arguments.device)):
         parser.error(fault)
@@ -329,10 +339,11 @@ def main() -> None:
         plan = QUICK if arguments.quick else FULL
         body = reports[what](arguments.bundle, plan)
         setting = describe_setting(tell_command())
-        text = f"# {what}\n\n{setting}\n- Load average of the machine before the run: {load:.2f}\n\n{body}\n"
+        name = PROGRAMS_ON_CPU if (what, arguments.device) == ("gpu", "cpu") else what
+        text = f"# {name}\n\n{setting}\n- Load average of the machine before the run: {load:.2f}\n\n{body}\n"
         print(text)
         if not arguments.quick:
-            path = result_path(what)
+            path = result_path(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             print(f"written to {path}", flush=True)

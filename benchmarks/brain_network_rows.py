@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from models.brain_baselines import BntConfig, BrainMlp, BrainMlpConfig, BrainNetworkTransformer
-from models.thc import THC_AAL116, THC_CC200_OFFICIAL, Thc, ThcConfig
+from models.thc import Thc
+from models.thc_config import THC_AAL116, THC_CC200_OFFICIAL, ThcConfig
 from training.optimizers import OptimizerConfig
 from training.recipes.thc_aal116_abide import RECIPE
 
@@ -42,8 +43,8 @@ DIAGNOSIS = ("abide-diagnosis",)
 # A matrix with a very large smaller side is out of reach for Muon. Rates and decay of the official configuration.
 OFFICIAL = OptimizerConfig(muon_lr=0.0, adamw_lr=5e-4, adamw_weight_decay=1e-4, warmup_share=0.1)
 OF_MLP = OptimizerConfig(muon_lr=0.0, adamw_lr=3e-4, adamw_weight_decay=0.05, warmup_share=0.1)
-VARIATIONAL = replace(THC_AAL116, is_variational=True)
-BARE = replace(THC_AAL116, encoder="none", has_skip=False)
+PLAIN = replace(THC_AAL116, is_variational=False)
+BARE = replace(PLAIN, encoder="none", has_skip=False)
 LEARNABLE = replace(THC_AAL116, assignment="learnable")
 
 Make = Callable[[int, TaskSettings], nn.Module]
@@ -120,9 +121,9 @@ ROWS = (
     Row("thc-batch", "THC, scope of the batch", make_thc(replace(THC_AAL116, scope="batch")), tasks=DIAGNOSIS),
     Row("thc-levels", "THC, no linear path", make_thc(replace(THC_AAL116, has_linear_path=False)), tasks=DIAGNOSIS),
     Row("thc-mlps", "THC, MLPs as readouts", make_thc(replace(THC_AAL116, readout="sum")), tasks=DIAGNOSIS),
-    Row("thc-variational", "THC, variational encoder", make_thc(VARIATIONAL)),
+    Row("thc-plain", "THC, encoder not variational", make_thc(PLAIN)),
+    Row("thc-no-skip", "THC, encoder neither variational nor with a skip", make_thc(replace(PLAIN, has_skip=False))),
     Row("thc-bare", "THC, no encoder", make_thc(BARE)),
-    Row("thc-no-skip", "THC, encoder without skip", make_thc(replace(THC_AAL116, has_skip=False))),
     Row("thc-learnable", "THC, learnable", make_thc(LEARNABLE), tasks=DIAGNOSIS),
     Row(
         "thc-learnable-batch",

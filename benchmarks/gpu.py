@@ -1,4 +1,4 @@
-"""Every bundle on a GPU, batched as the service batches, by each of its programs and by the eager module.
+"""Every bundle on a GPU, batched as the service batches, by each of its programs, compiled and by the eager module.
 
 Samples go straight into the service's batcher, and answers come straight out of it: HTTP and decoding, which the
 processor does, are measured by `serving`. With the batch cap at 1 nothing is batched.
@@ -10,26 +10,30 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 import torch
 
 from benchmarks.figures import percentile
-from benchmarks.gpu_attention import AttentionPoint, measure_attention
-from benchmarks.gpu_contestants import cut_samples, find_folders, list_contestants, open_contestant
+from benchmarks.gpu_attention import measure_attention
+from benchmarks.gpu_contestants import CONTESTANTS, choose_bundles, cut_samples, open_contestant
+from benchmarks.gpu_report import GpuFinding, Load, render_load
 from service.batcher import Batcher
-from service.bundle import Bundle, open_bundle
+from service.bundle import Bundle
 from service.devices import Devices, open_devices
 from service.metrics import Metrics, ModelMetrics
+from service.opening import check_golden
+from service.runtimes.cuda import name_gpu
 from service.runtimes.runtime import Runtime
 from service.runtimes.warmup import MAX_STREAMS, find_max_batch, fit_length
 from service.sample import Sample
 from service.tasks import TASKS
 
-# The shipped ones; those that `make programs` wrote, which have TorchScript programs; fp16 programs, if some were made.
-ROOTS = (Path("bundles"), Path("build/programs"), Path("build/fp16"))
+# The shipped bundles, and those that `make programs` wrote, which have TorchScript programs.
+FP32_ROOTS = (Path("bundles"), Path("build/programs"))
+FP16_ROOTS = (Path("build/fp16"),)
 SAMPLING_SECONDS = 0.05  # between two looks at the GPU's utilisation
 TIMEOUT_SECONDS = 600.0
 
@@ -45,6 +49,7 @@ class Plan:
         warm_seconds: before that, not counted.
         sizes: N of the attention.
         repeats: calls at each N.
+        contestants: of `CONTESTANTS`.
         num_bundles: at most; None is all.
         max_batch: largest batch to try, if a bundle allows as many.
     """
@@ -55,6 +60,7 @@ class Plan:
     warm_seconds: float = 1.0
     sizes: tuple[int, ...] = tuple(1 << power for power in range(9, 18))  # 512 to 131072
     repeats: int = 5
+    contestants: tuple[str, ...] = CONTESTANTS
     num_bundles: int | None = None
     max_batch: int = 1024
 
@@ -70,91 +76,65 @@ QUICK = Plan(
     max_batch=2,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """One contestant under one load.
-
-    Attributes:
-        bundle: its folder.
-        contestant: a runtime, or the eager module.
-        max_batch: 1 where nothing is batched.
-        rate: samples a second.
-        utilisation: share of the time in which some kernel ran, as NVML tells; None where it does not.
-    """
-
-    bundle: str
-    contestant: str
-    max_batch: int
-    num_streams: int
-    num_connections: int
-    rate: float
-    p50_seconds: float
-    p99_seconds: float
-    utilisation: float | None
+# On the CPU, where batches of many and in flight beside each other pay little, to compare what runs a bundle.
+ON_CPU = Plan(connections=(1, 8), streams=(1,), seconds=1.5, warm_seconds=0.3, sizes=(), max_batch=8)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuFinding:
-    """All that was measured on one device."""
-
-    device: str
-    loads: list[Load] = field(default_factory=list)
-    attention: list[AttentionPoint] = field(default_factory=list)
-
-
-def measure_gpu(device: str, plan: Plan, *, cache: Path, roots: Sequence[Path] = ROOTS) -> GpuFinding:
+def measure_gpu(device: str, plan: Plan, *, cache: Path, roots: Sequence[Path]) -> GpuFinding:
     """Measure every bundle and the attention.
 
     Args:
         device: `cuda:N`, or `cpu` to try the command.
         plan: how much.
-        cache: folder for batch caps.
+        cache: folder for batch caps and what is compiled.
         roots: folders of bundles.
     Raises: RuntimeError if torch finds no such GPU; FileNotFoundError if there are no bundles.
     """
     if fault := find_fault(device):
         raise RuntimeError(fault)
-    folders = find_folders(roots)
-    if not folders:
+    bundles = choose_bundles(roots)
+    if not bundles:
         raise FileNotFoundError(f"no bundle in {', '.join(map(str, roots))}; run from the root of the repository")
-    finding = GpuFinding(device=device)
-    for folder in folders[: plan.num_bundles]:
-        bundle = open_bundle(folder)
-        for name in list_contestants(bundle):
-            with open_contestant(bundle, name, device) as runtime:
-                if runtime is not None:
-                    finding.loads.extend(_measure_contestant(bundle, runtime, plan, cache))
-                    print(f"{folder}, {name}: measured", flush=True)
+    finding = GpuFinding(device=_describe(device))
+    for bundle in bundles[: plan.num_bundles]:
+        for name in plan.contestants:
+            print(f"{bundle.folder}, {name}", flush=True)
+            try:
+                with open_contestant(bundle, name, device, cache=cache) as runtime:
+                    check_golden(runtime, bundle, *bundle.read_golden())
+                    for load in _measure_contestant(bundle, runtime, plan, cache):
+                        finding.loads.append(load)
+                        print(render_load(load), flush=True)
+            except Exception as error:  # noqa: BLE001 - one of them must not cost what an hour found of the others
+                finding.left_out.append(f"{bundle.folder}, {name}: {_tell(error)}")
+                print(f"left out: {finding.left_out[-1]}", flush=True)
     finding.attention.extend(measure_attention(torch.device(device), plan.sizes, repeats=plan.repeats))
     return finding
 
 
 def find_fault(device: str) -> str | None:
     """Tell why a device cannot be measured here, and the remedy; None if it can."""
-    if device == "cpu" or torch.cuda.is_available():
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device in {"cpu", *found}:
         return None
+    if found:
+        return f"--device {device}, but torch finds {', '.join(found)}; name one of them, or cpu"
     return (
         f"--device {device}, but torch {torch.__version__} finds no CUDA; install a build of torch with CUDA beside "
         "requirements/serve-cuda.txt on a machine with an NVIDIA GPU, or try the command with --device cpu --quick"
     )
 
 
-def render_gpu(finding: GpuFinding) -> str:
-    """Write the loads as a table, Markdown."""
-    lines = [
-        f"Device: {finding.device}",
-        "",
-        "| bundle | runs | batch cap | in flight | c | samples/s | p50 ms | p99 ms | GPU busy |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for load in finding.loads:
-        busy = f"{load.utilisation:.0%}" if load.utilisation is not None else ""
-        lines.append(
-            f"| {load.bundle} | {load.contestant} | {load.max_batch} | {load.num_streams} | {load.num_connections} | "
-            f"{load.rate:.0f} | {load.p50_seconds * 1e3:.2f} | {load.p99_seconds * 1e3:.2f} | {busy} |"
-        )
-    return "\n".join(lines)
+def _describe(device: str) -> str:
+    versions = f"torch {torch.__version__}"
+    if device == "cpu":
+        return f"{device}; {versions}"
+    return f"{device}, {name_gpu(int(device.removeprefix('cuda:')))}; {versions}, CUDA {torch.version.cuda}"
+
+
+def _tell(error: Exception) -> str:
+    """Give an error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _measure_contestant(bundle: Bundle, runtime: Runtime, plan: Plan, cache: Path) -> Iterator[Load]:
@@ -187,7 +167,9 @@ def _measure_contestant(bundle: Bundle, runtime: Runtime, plan: Plan, cache: Pat
                     _drive(batcher, samples, outputs, num_streams=num_streams, number=number, plan=plan)
                 )
             yield Load(
+                model=manifest.name,
                 bundle=str(bundle.folder),
+                precision=manifest.precision,
                 contestant=runtime.name,
                 max_batch=max_batch,
                 num_streams=num_streams,

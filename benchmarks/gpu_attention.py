@@ -1,4 +1,4 @@
-"""What attention costs on a GPU as N grows: torch's full attention, clustered and improved-clustered attention.
+"""What attention costs on a GPU as N grows: torch's full attention, also in float16, clustered and improved attention.
 
 Sizes, heads and settings are those of `benchmarks.attention_scaling`; here torch runs all of them, and the clock is the
 wall's, as the GPU works beside the processor.
@@ -18,6 +18,7 @@ from benchmarks.attention_scaling import KINDS, NUM_CLUSTERS, NUM_ITERATIONS, YA
 from benchmarks.attention_worker import HEAD_DIM, make_inputs
 from models.clustered_attention import attend
 
+HALF = f"{YARDSTICK}, float16"  # for which GPUs have faster units and kernels; clusters are chosen in float32
 Attend = Callable[[dict[str, Tensor]], object]
 
 
@@ -49,7 +50,8 @@ def measure_attention(device: torch.device, sizes: Sequence[int], *, repeats: in
         inputs = {name: torch.from_numpy(array).to(device) for name, array in make_inputs(num_tokens).items()}
         for name, run in _contestants().items():
             try:
-                points.append(_measure(name, run, inputs, device, repeats))
+                given = _halve(inputs) if name == HALF else inputs
+                points.append(_measure(name, run, given, device, repeats))
             except torch.OutOfMemoryError:
                 print(f"{name}: no memory at N = {num_tokens}", flush=True)
     return points
@@ -92,7 +94,11 @@ def _contestants() -> dict[str, Attend]:
             full_below=0,
         )
 
-    return {YARDSTICK: full} | {kind: clustered(top_k) for kind, top_k in KINDS.items()}
+    return {YARDSTICK: full, HALF: full} | {kind: clustered(top_k) for kind, top_k in KINDS.items()}
+
+
+def _halve(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: inputs[name].half() for name in ("q", "k", "v")}
 
 
 @torch.inference_mode()

@@ -1,76 +1,65 @@
-"""What runs a bundle on a device: its programs, as the service opens them, and the module that they were made of."""
+"""What runs a bundle on a device: its programs, as the service opens them, and the module that they were made of.
+
+The module runs as it is, and as what AOTInductor, torch's compiler ahead of time, makes of it: native code, which a
+bundle may not hold, so it is compiled where it is measured. All that torch runs is run by one runtime, so that copies,
+streams and threads are the same.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from export.plan import Plan
+from benchmarks.gpu_compiled import compile_program
+from export.half_precision import halve
 from export.planners import make_plan
-from export.source import read_source
-from service.bundle import MANIFEST, Bundle
+from export.source import WEIGHTS, read_source
+from service.bundle import MANIFEST, Bundle, open_bundle
 from service.collate import LENGTHS
 from service.errors import BundleError
 from service.runtimes import RUNTIMES
 from service.runtimes.runtime import Runtime
-from service.sample import Arrays, Sample
+from service.runtimes.torchscript import TorchScriptRuntime, prepare_cuda
+from service.sample import Sample
 
-EAGER = "eager"
+COMPILED, EAGER = "aotinductor", "eager"
+CONTESTANTS = (*RUNTIMES, COMPILED, EAGER)
 
 
-class EagerRuntime:
-    """A module of torch on a device; see `Runtime`.
+def choose_bundles(roots: Sequence[Path]) -> list[Bundle]:
+    """Open the bundles in several folders; of those with the same weights and precision the one with most programs.
 
     Args:
-        plan: of the model.
-        device: `cpu` or `cuda:N`.
+        roots: one that is not there holds none.
+    Returns: precisions of one model beside each other.
     """
-
-    name, kernel, num_streams = EAGER, "portable", 2
-    version: str = torch.__version__
-
-    def __init__(self, plan: Plan, device: str) -> None:
-        self.device = device
-        self._plan, self._program = plan, plan.program.to(device)
-
-    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """Run a batch; see `Runtime.run`."""
-        # Writable copies: torch warns of others.
-        given = (torch.from_numpy(np.array(inputs[tensor.name])).to(self.device) for tensor in self._plan.inputs)
-        with torch.inference_mode():
-            found = dict(zip(self._plan.output_names, self._program(*given), strict=True))
-        return {name: found[name].cpu().numpy() for name in outputs}
-
-    def close(self) -> None:
-        """Nothing is held beyond the module."""
-
-
-def find_folders(roots: Sequence[Path]) -> list[Path]:
-    """Find the bundles in several folders; a folder that is not there holds none."""
-    return sorted(path.parent for root in roots for path in root.glob(f"*/{MANIFEST}"))
-
-
-def list_contestants(bundle: Bundle) -> list[str]:
-    """Name what can run a bundle."""
-    return [*(name for name in RUNTIMES if name in bundle.manifest.programs), EAGER]
+    found: dict[tuple[str, str], Bundle] = {}
+    for folder in sorted(path.parent for root in roots for path in root.glob(f"*/{MANIFEST}")):
+        bundle = open_bundle(folder)
+        manifest = bundle.manifest
+        key = manifest.files.get(WEIGHTS, bundle.sha256), manifest.precision
+        if key not in found or len(found[key].manifest.programs) < len(manifest.programs):
+            found[key] = bundle
+    return sorted(found.values(), key=lambda bundle: (bundle.manifest.name, bundle.manifest.precision))
 
 
 @contextmanager
-def open_contestant(bundle: Bundle, name: str, device: str) -> Iterator[Runtime | None]:
-    """Open a contestant until the block ends; None, and a line that says why, if it cannot be used here."""
-    try:
-        runtime: Runtime = (
-            EagerRuntime(make_plan(*read_source(bundle.folder)), device)
-            if name == EAGER
-            else RUNTIMES[name](bundle.folder / bundle.manifest.programs[name], device=device, native_library=None)
-        )
-    except BundleError as error:
-        print(f"{bundle.manifest.name}, {name}: not measured: {error}", flush=True)
-        yield None
-        return
+def open_contestant(bundle: Bundle, name: str, device: str, *, cache: Path) -> Iterator[Runtime]:
+    """Open a contestant until the block ends.
+
+    Args:
+        bundle: that it runs.
+        name: one of `CONTESTANTS`.
+        device: `cpu` or `cuda:N`.
+        cache: folder for what is compiled.
+    Raises: BundleError if the bundle has no such program or it cannot be used here; what torch raises if it cannot be
+        compiled.
+    """
+    runtime = _open_program(bundle, name, device) if name in RUNTIMES else _open_module(bundle, name, device, cache)
     try:
         yield runtime
     finally:
@@ -94,3 +83,26 @@ def cut_samples(bundle: Bundle) -> list[Sample]:
         )
         for row, length in zip(range(number), lengths, strict=False)
     ]
+
+
+def _open_program(bundle: Bundle, name: str, device: str) -> Runtime:
+    programs = bundle.manifest.programs
+    if name not in programs:
+        raise BundleError(f"{bundle.folder} has no program for {name}; `make programs` makes one")
+    return RUNTIMES[name](bundle.folder / programs[name], device=device, native_library=None)
+
+
+def _open_module(bundle: Bundle, name: str, device: str, cache: Path) -> Runtime:
+    target = torch.device(device)
+    if target.type == "cuda":
+        prepare_cuda(target)
+    plan = make_plan(*read_source(bundle.folder))
+    program = plan.program if bundle.manifest.precision == "fp32" else halve(plan.program)
+    plan = replace(plan, program=program.to(target))
+    return TorchScriptRuntime(
+        compile_program(plan, target, cache) if name == COMPILED else plan.program,
+        inputs=[tensor.name for tensor in plan.inputs],
+        outputs=plan.output_names,
+        device=target,
+        name=name,
+    )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from models import BUILDERS
+from models.paca_blocks import PaCaAttention
 from models.paca_seg import PaCaSegHead
-from models.paca_vit import PaCaAttention
 from models.tcformer_v2 import ClusterAttention, ClusterBlock
 from models.token_blocks import Ctm, TokenAttention, TokenMlp
 from models.token_exchange import Links

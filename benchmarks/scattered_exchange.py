@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from models import tcformer, tcformer_v2, token_blocks
+from models import mta, tcformer_v2, token_blocks
 from models.layers import map_to_tokens, tokens_to_map
 from models.token_exchange import Links, grid_index
 from models.token_merging import EPS
@@ -24,7 +24,7 @@ from models.token_merging import EPS
 def with_scattered_exchange() -> Iterator[None]:
     """Let all TCFormers scatter in the `with` block, in this whole process."""
     with ExitStack() as stack:
-        for module in (token_blocks, tcformer, tcformer_v2):
+        for module in (token_blocks, mta, tcformer_v2):
             stack.enter_context(patch.object(module, "token2map", scatter_to_map))
         stack.enter_context(patch.object(token_blocks, "map2token", scatter_to_tokens))
         stack.enter_context(patch.object(token_blocks, "link_tokens", _link_nothing))

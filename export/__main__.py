@@ -1,4 +1,4 @@
-"""Make a bundle: `python -m export SOURCE [--runtime RUNTIME]… [--out FOLDER]`.
+"""Make a bundle: `python -m export SOURCE [--runtime RUNTIME]… [--precision PRECISION] [--out FOLDER]`.
 
 SOURCE is the folder of a training run, or a bundle whose programs are made again from its weights.
 `python -m export convert` makes a bundle of a checkpoint that others published.
@@ -9,17 +9,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from export.build_native import build_native
 from export.bundles import PROGRAMS, write_bundle
 from export.convert import Wishes, convert, read_settings
 from export.published import PUBLISHED
 from export.source import read_source
-from service.bundle import Manifest
+from service.bundle import Manifest, Precision
 
 BUILD_NATIVE = "build-native"
 CONVERT = "convert"
-MADE = Path("build/programs")  # bundles of programs that are made where they are used; see `make programs`
+# Bundles of programs that are made where they are used; see `make programs`.
+MADE = Path("build/programs")
+MADE_FP16 = Path("build/fp16")
 
 
 def main() -> None:
@@ -48,16 +51,23 @@ def _export(arguments: Sequence[str]) -> None:
         help="what the bundle gets a program for, also several times; by default onnx alone",
     )
     parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="of the programs; fp16, for GPUs, leaves decisions, norms and outputs in float32",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
-        help=f"the bundle's folder; by default bundles/NAME, or {MADE}/NAME where not ONNX alone is asked for",
+        help=f"the bundle's folder; by default bundles/NAME, {MADE}/NAME where not ONNX alone is asked for, or "
+        f"{MADE_FP16}/NAME with fp16",
     )
     parsed = parser.parse_args(arguments)
     source, model = read_source(parsed.source)
     runtimes = list(dict.fromkeys(parsed.runtime or ["onnx"]))
     home = Path("bundles") if runtimes == ["onnx"] else MADE
-    out: Path = parsed.out or home / source.name
-    _tell(out, write_bundle(source, model, out, runtimes=runtimes))
+    out: Path = parsed.out or (home if parsed.precision == "fp32" else MADE_FP16) / source.name
+    _tell(out, write_bundle(source, model, out, runtimes=runtimes, precision=parsed.precision))
 
 
 def _convert(arguments: Sequence[str]) -> None:

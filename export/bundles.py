@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from export.half_precision import halve
 from export.model_card import render_model_card
 from export.onnx_program import OPSET, export_onnx
-from export.parity import join_parities, measure_parity
+from export.parity import TOLERANCES, allow_share_off, join_parities, measure_parity
 from export.plan import Plan
 from export.planners import make_plan
 from export.source import WEIGHTS, Source
@@ -24,10 +26,12 @@ from service.bundle import (
     Golden,
     Manifest,
     Parity,
+    Precision,
     hash_file,
     write_manifest,
 )
 from service.runtimes import RUNTIMES
+from service.sample import Arrays
 
 PROGRAM = "model.onnx"
 PROGRAMS = {"onnx": PROGRAM, "torchscript": "model.pt"}  # runtime → its file; those are all that there are
@@ -37,7 +41,14 @@ CARD = "MODEL_CARD.md"
 ATOL, RTOL = 1e-4, 1e-3
 
 
-def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Sequence[str] = ("onnx",)) -> Manifest:
+def write_bundle(
+    source: Source,
+    model: nn.Module,
+    out: Path,
+    *,
+    runtimes: Sequence[str] = ("onnx",),
+    precision: Precision = "fp32",
+) -> Manifest:
     """Write the bundle of a model, trained here or converted.
 
     Trained weights are stored as float16, which they were rounded to before they were measured; converted ones as
@@ -48,6 +59,7 @@ def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Seque
         model: with the weights, in evaluation mode.
         out: the bundle's folder; replaced as a whole once the new one is complete.
         runtimes: that it gets programs for, of `PROGRAMS`.
+        precision: of the programs. The golden vectors are always the module's own, in float32.
     Returns: the manifest written.
     Raises: ValueError if the task has no export, the model is of a kind that has no program for it, float16 does not
         hold trained weights, or a program is not the model's equal.
@@ -59,11 +71,16 @@ def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Seque
         folder.mkdir()
         dtype = torch.float32 if isinstance(source.origin, Conversion) else torch.float16
         save_weights(model, folder / WEIGHTS, dtype=dtype)
-        parity = join_parities([_write_program(plan, folder, runtime) for runtime in runtimes])
+        computing = plan if precision == "fp32" else replace(plan, program=halve(plan.program))
+        parities = []
+        for runtime in runtimes:
+            _write_program(computing, folder, runtime)
+            parities.append(_check_program(plan, folder, runtime, precision=precision))
         programs = {runtime: PROGRAMS[runtime] for runtime in runtimes}
         arrays = {f"input.{name}": array for name, array in plan.golden.items()}
-        kept = plan.golden_outputs or plan.output_names
-        arrays |= {f"output.{name}": array for name, array in plan.run(plan.golden).items() if name in kept}
+        expected = plan.run(plan.golden)
+        golden = _make_golden(plan, expected, precision)
+        arrays |= {f"output.{name}": expected[name] for name in golden.outputs or plan.output_names}
         np.savez_compressed(folder / GOLDEN, allow_pickle=False, **arrays)
         fields = source.model_dump() | {
             "format_version": FORMAT_VERSION,
@@ -75,14 +92,9 @@ def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Seque
             "opset": OPSET if "onnx" in runtimes else None,
             "inputs": plan.inputs,
             "outputs": plan.outputs,
-            "golden": Golden(
-                file=GOLDEN,
-                atol=ATOL,
-                rtol=RTOL,
-                max_share_off=plan.max_share_off,
-                outputs=plan.golden_outputs,
-            ),
-            "parity": parity,
+            "precision": precision,
+            "golden": golden,
+            "parity": join_parities(parities),
         }
         (folder / CARD).write_text(render_model_card(Manifest.model_validate(fields | {"files": _hashes(folder)})))
         manifest = Manifest.model_validate(fields | {"files": _hashes(folder)})
@@ -91,21 +103,44 @@ def write_bundle(source: Source, model: nn.Module, out: Path, *, runtimes: Seque
     return manifest
 
 
-def _write_program(plan: Plan, folder: Path, runtime: str) -> Parity:
-    """Export a program and compare it with the module.
-
-    Raises: ValueError as `write_bundle`.
-    """
+def _write_program(plan: Plan, folder: Path, runtime: str) -> None:
     path = folder / PROGRAMS[runtime]
     if runtime == "torchscript":
         export_torchscript(plan, path)
     else:
         export_onnx(plan, path, weights=folder / WEIGHTS)
-    opened = RUNTIMES[runtime](path, device="cpu")
+
+
+def _check_program(plan: Plan, folder: Path, runtime: str, *, precision: Precision) -> Parity:
+    """Compare a program with the module.
+
+    Raises: ValueError as `write_bundle`.
+    """
+    opened = RUNTIMES[runtime](folder / PROGRAMS[runtime], device="cpu")
     try:
-        return measure_parity(plan, opened)
+        return measure_parity(plan, opened, precision=precision)
     finally:
         opened.close()
+
+
+def _make_golden(plan: Plan, expected: Arrays, precision: Precision) -> Golden:
+    """Tell how closely the expected outputs must be reproduced.
+
+    In fp16 tolerances are those of parity, and decisions, which may be others, prove nothing.
+    """
+    if precision == "fp32":
+        return Golden(file=GOLDEN, atol=ATOL, rtol=RTOL, max_share_off=plan.max_share_off, outputs=plan.golden_outputs)
+    names = [
+        name for name in plan.golden_outputs or plan.output_names if np.issubdtype(expected[name].dtype, np.floating)
+    ]
+    tolerance = TOLERANCES[precision]
+    return Golden(
+        file=GOLDEN,
+        atol=tolerance * max(float(np.abs(expected[name]).max()) for name in names),
+        rtol=tolerance,
+        max_share_off=allow_share_off(plan, precision),
+        outputs=tuple(names),
+    )
 
 
 def save_weights(model: nn.Module, path: Path, *, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ def render_model_card(manifest: Manifest) -> str:
         "Licence of the data": origin.data_license,
         "Licence of the weights": manifest.license,
         **made,
+        **_tell_precision(manifest),
         "Program against module": _tell_parity(manifest),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -62,6 +63,12 @@ def _tell_conversion(origin: Conversion) -> dict[str, str]:
     }
 
 
+def _tell_precision(manifest: Manifest) -> dict[str, str]:
+    if manifest.precision == "fp32":
+        return {}
+    return {"Precision of the program": "float16 in layers and attention; norms, sums, decisions and outputs float32"}
+
+
 def _tell_notice(manifest: Manifest) -> str:
     return f"\n## Notice\n\n```\n{manifest.notice.strip()}\n```\n" if manifest.notice else ""
 
@@ -73,7 +80,10 @@ def _tell_parity(manifest: Manifest) -> str:
     )
     if parity.share_of_rows_off:
         shares = ", ".join(f"{name} {share:.2%}" for name, share in parity.share_of_rows_off.items())
-        agreement += f"; share of rows that differ by more, as near ties of hashes fell differently: {shares}"
+        told = "; share of rows that differ by more, as near ties of hashes fell differently"
+        if manifest.precision == "fp16":
+            told = ", the module taking the program's decisions; share of rows 1e-2 apart where each takes its own"
+        agreement += f"{told}: {shares}"
     return f"{agreement}; {parity.inputs}, batches of {parity.batch_sizes}"
 
 
@@ -85,7 +95,8 @@ def _tell_quality(manifest: Manifest) -> str:
         for split, metrics in manifest.quality.items()
         for metric, value in metrics.items()
     )
-    return f"""Measured with the shipped weights (rounded to float16), single pass, through the service's own decoder.
+    how = "rounded to float16" if manifest.precision == "fp32" else "rounded to float16, computed in float32"
+    return f"""Measured with the shipped weights ({how}), single pass, through the service's own decoder.
 
 | split | metric | value |
 |---|---|---|

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import Dim
 from torch.fx.graph import CodeGen
 from torch.fx.node import map_aggregate
@@ -102,8 +102,38 @@ def _export_body(body: OperatorBody) -> fx.GraphModule:
 def _export(module: nn.Module, example: tuple[Tensor, ...], varying: tuple[dict[int, Any], ...]) -> fx.GraphModule:
     with torch.no_grad():
         exported = torch.export.export(module, example, dynamic_shapes=varying)
-    # Without a table nothing is taken apart; what is written into a tensor becomes a tensor of its own.
+    graph_module = exported.module(check_guards=False)
+    _inline(graph_module)
+    if all(_is_plain(node) for node in graph_module.graph.nodes):
+        return graph_module
+    # Takes longer than the export. Without a table nothing is taken apart; what is written into a tensor becomes a
+    # tensor of its own.
     return exported.run_decompositions({}).module(check_guards=False)
+
+
+def _inline(graph_module: fx.GraphModule) -> None:
+    """Put what stands where autocast is off, as it is wherever a program runs, among the rest."""
+    graph = graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_autocast):
+        _, _, is_enabled, _, part, *arguments = node.args
+        if is_enabled:
+            continue
+        inner = getattr(graph_module, part.target).graph
+        given = dict(zip(inner.find_nodes(op="placeholder"), arguments, strict=True))
+        with graph.inserting_before(node):
+            results = cast("tuple[fx.Node, ...]", graph.graph_copy(inner, given))
+        for user in list(node.users):  # each takes one of the results
+            user.replace_all_uses_with(results[cast("int", user.args[1])])
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a node calls a function of numbers, or an operator that writes into none of its inputs."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return not target._schema.is_mutable  # noqa: SLF001 - the only place that tells
+    return not isinstance(target, HigherOrderOperator)
 
 
 def _compile(graph_module: fx.GraphModule, body: nn.Module | None = None) -> torch.jit.ScriptModule:

@@ -10,6 +10,7 @@ from models.ctc_transformer import (
     CTC_TRANSFORMER_SMALL_FULL,
     CtcTransformer,
 )
+from models.mta import MTA_MICRO
 from models.paca_seg import (
     FPN_MICRO,
     PACA_FPN_MICRO,
@@ -35,7 +36,6 @@ from models.paca_vit import (
     PaCaViTClassifier,
 )
 from models.tcformer import (
-    MTA_MICRO,
     TCFORMER_BASE,
     TCFORMER_FPN_MICRO,
     TCFORMER_LARGE,
@@ -50,7 +50,8 @@ from models.tcformer_v2 import (
     TCFormerV2ReconstructionClassifier,
     TCFormerV2ReconstructionSegmenter,
 )
-from models.thc import THC_AAL116, THC_CC200, THC_CC200_FLAT, THC_CC200_OFFICIAL, Thc
+from models.thc import Thc
+from models.thc_config import THC_AAL116, THC_CC200, THC_CC200_FLAT, THC_CC200_OFFICIAL
 
 # Name of a variant → callable that takes `num_classes` and gives a model with fresh weights.
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

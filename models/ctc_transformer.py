@@ -5,7 +5,8 @@ links distant tokens is attention, full or clustered by configuration, with the 
 
 Source: Graves et al. 2006 (CTC); Gulati et al. 2020 (Conformer) for the convolution module; Vyas et al. 2020 for the
 attention. The arrangement is ours: one MLP per layer, LayerNorm in place of BatchNorm, no relative positions.
-Deliberately absent: decoding (`service/tasks/ctc.py`), an autoregressive decoder, streaming.
+Deliberately absent: decoding (`service/tasks/ctc.py`, `prefix_beam_search.py` beside it), an autoregressive decoder,
+streaming.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,10 @@
-"""Layers that several architectures share: convolutional MLP, stochastic depth, token/map views.
+"""What several architectures share: convolutional MLP, stochastic depth, fresh weights, token/map views.
 
 Source: Wang et al. 2022 (PVTv2) for the convolutional MLP, Huang et al. 2016 for stochastic depth.
 Normalisation is not here: maps are normalised as tokens, so `nn.LayerNorm` serves everywhere.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,24 @@ class DropPath(nn.Module):
             return x
         keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= self.rate
         return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+
+def drop_path_rates(depths: Sequence[int], last: float) -> list[list[float]]:
+    """Rates of the blocks of each stage: 0 for the first block of all, rising evenly to `last` for the last one."""
+    num_steps = max(sum(depths) - 1, 1)
+    firsts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [
+        [last * (first + block) / num_steps for block in range(depth)]
+        for first, depth in zip(firsts, depths, strict=True)
+    ]
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Set fresh weights of a linear layer, and leave any other module as it is."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official codes
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ConvMlp(nn.Module):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from models.clustering import soft_assignment
 from models.layers import map_to_tokens, tokens_to_map
+from models.paca_blocks import initialise
 from models.paca_vit import (
     PACA_VIT_BASE,
     PACA_VIT_SMALL,
@@ -22,7 +23,7 @@ from models.paca_vit import (
     PaCaViT,
     PaCaViTConfig,
     StageOutput,
-    initialise,
+    assignments,
 )
 from models.semantic_fpn import ConvNormRelu, FeaturePyramid, SemanticFpnConfig, SemanticFpnHead
 
@@ -116,7 +117,7 @@ class PaCaSegmenter(nn.Module):
         """
         stages = self.backbone(image)
         logits, scores = self.head(_maps(stages))
-        return logits, _clusters(stages), scores
+        return logits, assignments(stages), scores
 
 
 class PaCaFpnSegmenter(nn.Module):
@@ -139,15 +140,11 @@ class PaCaFpnSegmenter(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Segment: normalised pictures (B, 3, Y, X) → logits and assignments as of `PaCaSegmenter`."""
         stages = self.backbone(image)
-        return self.head(self.neck(_maps(stages))), _clusters(stages)
+        return self.head(self.neck(_maps(stages))), assignments(stages)
 
 
 def _maps(stages: Sequence[StageOutput]) -> list[Tensor]:
     return [tokens_to_map(stage.tokens, stage.grid) for stage in stages]
-
-
-def _clusters(stages: Sequence[StageOutput]) -> list[Tensor]:
-    return [stage.clusters for stage in stages if stage.clusters is not None]
 
 
 # The published segmentation backbones: as for classification, with twice the clusters.

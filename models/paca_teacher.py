@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.clustering import soft_assignment
 from models.layers import map_to_tokens, tokens_to_map
+from models.paca_blocks import initialise
 from models.paca_vit import (
     PACA_VIT_BASE,
     PACA_VIT_TINY,
@@ -23,7 +24,7 @@ from models.paca_vit import (
     PaCaViT,
     PaCaViTConfig,
     StageOutput,
-    initialise,
+    assignments,
     share_logits,
 )
 
@@ -221,8 +222,7 @@ class PaCaTeacherViTClassifier(nn.Module):
         return outputs
 
     def _answer(self, outputs: list[StageOutput]) -> tuple[Tensor, list[Tensor]]:
-        clusters = [output.clusters for output in outputs if output.clusters is not None]
-        return self.head(outputs[-1].tokens.mean(dim=1)), clusters
+        return self.head(outputs[-1].tokens.mean(dim=1)), assignments(outputs)
 
 
 def _published(vit: PaCaViTConfig, *, depths: tuple[int, ...], teacher_depths: tuple[int, ...]) -> PaCaTeacherConfig:

@@ -4,8 +4,8 @@ Source: Grainger et al. 2023, "PaCa-ViT: Learning Patch-to-Cluster Attention in 
 the official code (github.com/iVMCL/PaCaViT @4307018).
 Differs: the strides of the stem are settings, so that small pictures have a variant; residual branches end in zero
 weights at initialisation, so that training from scratch starts at the identity; convolutions start as torch makes them.
-Deliberately absent: linear clustering, position embeddings (of tokens and of clusters), layer scale, MLPs without
-convolution. Clusters made by a teacher are in `paca_teacher.py`.
+Deliberately absent: position embeddings of tokens. Its blocks are in `paca_blocks.py`, clusters made by a teacher in
+`paca_teacher.py`.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.attention import full_attention
-from models.clustering import soft_assignment
-from models.layers import ConvMlp, DropPath, map_to_tokens, tokens_to_map
+from models.layers import drop_path_rates, map_to_tokens, tokens_to_map
+from models.paca_blocks import ConvClustering, MlpClustering, PaCaBlock, initialise
 
 NORM_EPS = 1e-6  # the official code's default for every LayerNorm; all shipped configs keep it
 
@@ -68,114 +66,6 @@ class PaCaViTConfig:
                 raise ValueError(f"num_heads={heads} must divide model_dim={dim}")
 
 
-class ConvClustering(nn.Module):
-    """Scores from a depthwise convolution and two pointwise layers.
-
-    Args:
-        dim: E.
-        num_clusters: C.
-        kernel_size: of the depthwise convolution, odd.
-    """
-
-    def __init__(self, dim: int, num_clusters: int, *, kernel_size: int) -> None:
-        super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"clustering kernel size={kernel_size} must be odd to keep the grid")
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        self.hidden = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, num_clusters, bias=False)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (B, N, E) on the grid (Y, X) → scores (B, N, C)."""
-        x = map_to_tokens(self.conv(tokens_to_map(x, grid)))
-        return self.out(F.gelu(self.hidden(F.gelu(x))))
-
-
-class MlpClustering(nn.Module):
-    """Scores from a two-layer MLP on each token alone.
-
-    Args:
-        dim: E.
-        num_clusters: C.
-        hidden_dim: width of the hidden layer.
-    """
-
-    def __init__(self, dim: int, num_clusters: int, *, hidden_dim: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(dim, hidden_dim)
-        self.out = nn.Linear(hidden_dim, num_clusters)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002 - called as ConvClustering is
-        """Tokens (B, N, E) on the grid (Y, X), which is not used → scores (B, N, C)."""
-        return self.out(F.gelu(self.hidden(x)))
-
-
-class PaCaAttention(nn.Module):
-    """Attention from N patches to C clusters, or to all patches where the stage has no clusters.
-
-    Args:
-        config: a variant.
-        stage: which stage, from 0.
-        clustering: module that makes the scores; None where the assignment comes from an earlier block.
-    """
-
-    def __init__(self, config: PaCaViTConfig, stage: int, *, clustering: nn.Module | None) -> None:
-        super().__init__()
-        dim = config.dims[stage]
-        self.num_heads = config.num_heads[stage]
-        self.clustering = clustering
-        self.cluster_norm = nn.LayerNorm(dim, eps=config.cluster_norm_eps) if config.num_clusters[stage] else None
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, grid: tuple[int, int], clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            x: (B, N, E) on the grid (Y, X).
-            grid: (Y, X).
-            clusters: (B, C, N) assignment of an earlier block of the stage, used where this block makes none.
-        Returns: (B, N, E) and the assignment used, None for full attention.
-        """
-        source = x
-        if self.clustering is not None:
-            clusters = soft_assignment(self.clustering(x, grid))  # (B, C, N)
-        if self.cluster_norm is not None:
-            assert clusters is not None, "the first block of a clustered stage makes the assignment"
-            source = self.cluster_norm(clusters @ x)  # (B, C, E)
-        q, k, v = (
-            layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N | C, D)
-            for layer, tokens in ((self.q, x), (self.k, source), (self.v, source))
-        )
-        return self.proj(full_attention(q, k, v).transpose(1, 2).flatten(2)), clusters
-
-
-class PaCaBlock(nn.Module):
-    """Pre-norm transformer block: patch-to-cluster attention, then the convolutional MLP.
-
-    Args:
-        config, stage, clustering: as in `PaCaAttention`.
-        drop_path: share of the samples that skip a branch while training.
-    """
-
-    def __init__(self, config: PaCaViTConfig, stage: int, *, clustering: nn.Module | None, drop_path: float) -> None:
-        super().__init__()
-        dim = config.dims[stage]
-        self.norm1 = nn.LayerNorm(dim, eps=config.norm1_eps)
-        self.attention = PaCaAttention(config, stage, clustering=clustering)
-        self.norm2 = nn.LayerNorm(dim, eps=config.norm2_eps)
-        self.mlp = ConvMlp(dim, int(dim * config.mlp_ratios[stage]))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, grid: tuple[int, int], clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Same shapes as `PaCaAttention.forward`."""
-        attended, clusters = self.attention(self.norm1(x), grid, clusters)
-        x = x + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x), grid)), clusters
-
-
 class Downsample(nn.Module):
     """One or two 3x3 convolutions, then LayerNorm over channels: the stem and the transitions between stages."""
 
@@ -213,11 +103,12 @@ class PaCaStage(nn.Module):
     """Downsampling, blocks, norm.
 
     Args:
-        config, stage: as in `PaCaAttention`.
+        config: a variant.
+        stage: which stage, from 0.
         drop_paths: rate of each block.
     """
 
-    def __init__(self, config: PaCaViTConfig, stage: int, drop_paths: Sequence[float]) -> None:
+    def __init__(self, config: PaCaViTConfig, stage: int, *, drop_paths: Sequence[float]) -> None:
         super().__init__()
         dim = config.dims[stage]
         self.downsample = (
@@ -226,7 +117,16 @@ class PaCaStage(nn.Module):
             else Downsample((3, dim // 2, dim), config.stem_strides)
         )
         self.blocks = nn.ModuleList(
-            PaCaBlock(config, stage, clustering=_clustering(config, stage, block), drop_path=drop_path)
+            PaCaBlock(
+                dim,
+                config.num_heads[stage],
+                hidden_dim=int(dim * config.mlp_ratios[stage]),
+                clustering=_clustering(config, stage, block),
+                norm1_eps=config.norm1_eps,
+                norm2_eps=config.norm2_eps,
+                cluster_norm_eps=config.cluster_norm_eps if config.num_clusters[stage] else None,
+                drop_path=drop_path,
+            )
             for block, drop_path in enumerate(drop_paths)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -261,11 +161,9 @@ class PaCaViT(nn.Module):
     def __init__(self, config: PaCaViTConfig) -> None:
         super().__init__()
         self.config = config
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        starts = [sum(config.depths[:s]) for s in range(len(config.depths))]
+        rates = drop_path_rates(config.depths, config.drop_path)
         self.stages = nn.ModuleList(
-            PaCaStage(config, s, rates[start : start + config.depths[s]]) for s, start in enumerate(starts)
+            PaCaStage(config, stage, drop_paths=drop_paths) for stage, drop_paths in enumerate(rates)
         )
 
     def forward(self, image: Tensor) -> list[StageOutput]:
@@ -312,8 +210,12 @@ class PaCaViTClassifier(nn.Module):
         return *self._answer(stages), share_logits(self.head, stages[-1])
 
     def _answer(self, stages: Sequence[StageOutput]) -> tuple[Tensor, list[Tensor]]:
-        clusters = [stage.clusters for stage in stages if stage.clusters is not None]
-        return self.head(stages[-1].tokens.mean(dim=1)), clusters
+        return self.head(stages[-1].tokens.mean(dim=1)), assignments(stages)
+
+
+def assignments(stages: Sequence[StageOutput]) -> list[Tensor]:
+    """Tell the assignment (B, C, N) of each stage with clusters."""
+    return [stage.clusters for stage in stages if stage.clusters is not None]
 
 
 def share_logits(head: nn.Module, last: StageOutput) -> Tensor:
@@ -335,17 +237,6 @@ def _clustering(config: PaCaViTConfig, stage: int, block: int) -> nn.Module | No
     if config.clustering == "conv":
         return ConvClustering(dim, num_clusters, kernel_size=config.clustering_kernel_sizes[stage])
     return MlpClustering(dim, num_clusters, hidden_dim=int(dim * config.mlp_ratios[stage]))
-
-
-def initialise(module: nn.Module) -> None:
-    """Set fresh weights of a layer; of blocks, those that end residual branches."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, PaCaBlock):
-        nn.init.zeros_(module.attention.proj.weight)
-        nn.init.zeros_(module.mlp.fc2.weight)
 
 
 PACA_VIT_TINY = PaCaViTConfig(

@@ -5,30 +5,28 @@ checked against the official code (github.com/zengwang430521/TCFormer @1ea72a8).
 Differs: clustering draws no noise, so that equal pictures give equal answers; residual branches end in zero weights at
 initialisation, so that training from scratch starts at the identity; convolutions start as torch makes them; the last
 width is free in the classifier (official: 512).
-Deliberately absent: position embeddings, which no stage has; extra outputs of the neck that are made from its outputs.
+Deliberately absent: position embeddings, which no stage has.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.layers import map_to_tokens
+from models.layers import drop_path_rates, map_to_tokens
+from models.mta import Mta, MtaConfig
 from models.semantic_fpn import SemanticFpnConfig, SemanticFpnHead
 from models.token_blocks import (
     REDUCTION_EPS,
     Clustering,
     Ctm,
     GlobalClustering,
-    Reduction,
     Source,
     TokenBlock,
     Tokens,
+    initialise,
 )
-from models.token_exchange import link_tokens, token2map
-from models.token_merging import take_tokens
+from models.token_exchange import link_tokens
 
 NORM_EPS = 1e-6  # official code: norms of blocks and stages of the backbone
 
@@ -76,28 +74,6 @@ class TCFormerConfig:
     def smallest_side(self) -> int:
         """Pixels that a picture needs each way, so that every map has a key for attention."""
         return max((ratio - 1) * self.stem_stride * 2**stage for stage, ratio in enumerate(self.reduction_ratios)) + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class MtaConfig:
-    """Numbers of the neck; the tuples have one entry per level but the coarsest.
-
-    Attributes:
-        dim: E of all maps.
-        num_heads, mlp_ratios, reduction_ratios: as in `TCFormerConfig`.
-        reduction: how maps become keys.
-        num_outputs: maps; those beyond the backbone's levels are ever coarser.
-        extra: how these are made: from the finer one by leaving out rows and columns, or from the backbone's last
-            level by a convolution and further ones from that.
-    """
-
-    dim: int = 256
-    num_heads: tuple[int, ...] = (4, 4, 4)
-    mlp_ratios: tuple[float, ...] = (4, 4, 4)
-    reduction_ratios: tuple[int, ...] = (8, 4, 2)
-    reduction: Reduction = "pool"
-    num_outputs: int = 4
-    extra: Literal["pool", "conv"] = "pool"
 
 
 class TCFormerStage(nn.Module):
@@ -160,12 +136,10 @@ class TCFormer(nn.Module):
             ]
         self.embed = nn.Conv2d(3, config.dims[0], 7, stride=config.stem_stride, padding=3)
         self.embed_norm = nn.LayerNorm(config.dims[0], eps=REDUCTION_EPS)
-        total = sum(config.depths)
-        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
-        starts = [sum(config.depths[:s]) for s in range(len(config.depths))]
+        rates = drop_path_rates(config.depths, config.drop_path)
         self.stages = nn.ModuleList(
-            TCFormerStage(config, s, clustering=clustering, drop_paths=rates[start : start + config.depths[s]])
-            for s, (start, clustering) in enumerate(zip(starts, [None, *clusterings], strict=True))
+            TCFormerStage(config, stage, clustering=clustering, drop_paths=drop_paths)
+            for stage, (drop_paths, clustering) in enumerate(zip(rates, [None, *clusterings], strict=True))
         )
         self.apply(initialise)
 
@@ -189,66 +163,6 @@ class TCFormer(nn.Module):
         for stage in self.stages:
             outputs.append(stage(outputs[-1]))
         return outputs[1:]
-
-
-class Mta(nn.Module):
-    """Multi-stage token aggregation, the neck: every stage's tokens get the coarser ones added and become a map.
-
-    Args:
-        dims: E of the stages, finest first.
-        config: of the neck.
-    Source: Zeng et al. 2022, section 3.4; official code, `MTA`. Differs: a coarse token's features are copied to the
-        tokens that were merged into it, which is what the official weighted mean comes to.
-    """
-
-    def __init__(self, dims: Sequence[int], config: MtaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.laterals = nn.ModuleList(nn.Linear(dim, config.dim) for dim in dims)
-        self.blocks = nn.ModuleList(
-            TokenBlock(
-                config.dim,
-                num_heads,
-                hidden_dim=int(config.dim * mlp_ratio),
-                ratio=ratio,
-                norm_eps=REDUCTION_EPS,
-                reduction=config.reduction,
-            )
-            for num_heads, mlp_ratio, ratio in zip(
-                config.num_heads, config.mlp_ratios, config.reduction_ratios, strict=True
-            )
-        )
-        num_extra = config.num_outputs - len(dims) if config.extra == "conv" else 0
-        self.extra = nn.ModuleList(
-            nn.Conv2d(config.dim if i else dims[-1], config.dim, 3, stride=2, padding=1) for i in range(num_extra)
-        )
-        self.apply(initialise)
-
-    def forward(self, levels: Sequence[Tokens]) -> list[Tensor]:
-        """Tokens of each stage, finest first → maps (B, E, Y, X), finest first."""
-        merged = [lateral(level.x) for lateral, level in zip(self.laterals, levels, strict=True)]
-        for i in reversed(range(len(self.blocks))):
-            merged[i] = self.blocks[i](merged[i] + read_parents(merged[i + 1], levels[i + 1]), levels[i].links)
-        maps = [token2map(x, level.links) for x, level in zip(merged, levels, strict=True)]
-        coarsest = token2map(levels[-1].x, levels[-1].links) if self.extra else maps[-1]
-        for conv in self.extra:
-            coarsest = conv(coarsest)
-            maps.append(coarsest)
-        while len(maps) < self.config.num_outputs:
-            maps.append(F.max_pool2d(maps[-1], 1, stride=2))
-        return maps
-
-
-def read_parents(x: Tensor, tokens: Tokens) -> Tensor:
-    """Give each token of the finer stage what stands at the token that it was merged into.
-
-    Args:
-        x: (B, N, E), something for each of these tokens.
-        tokens: of the coarser stage.
-    Returns: (B, N', E).
-    """
-    assert tokens.clusters is not None, "the first stage has no finer one"
-    return take_tokens(x, tokens.clusters)
 
 
 class TCFormerClassifier(nn.Module):
@@ -338,17 +252,6 @@ def regions(levels: Sequence[Tokens]) -> list[Tensor]:
     return [level.links.token_of_cell for level in levels if level.links.token_of_cell is not None]
 
 
-def initialise(module: nn.Module) -> None:
-    """Set fresh weights of a layer; of blocks, those that end residual branches."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # Touvron et al. 2021 (DeiT), as the official code
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, TokenBlock):
-        nn.init.zeros_(module.attention.proj.weight)
-        nn.init.zeros_(module.mlp.fc2.weight)
-
-
 TCFORMER_BASE = TCFormerConfig(dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), depths=(3, 4, 6, 3))
 TCFORMER_LIGHT = replace(TCFORMER_BASE, depths=(2, 2, 2, 2))
 TCFORMER_LARGE = replace(TCFORMER_BASE, depths=(3, 8, 27, 3))
@@ -357,7 +260,6 @@ TCFORMER_LARGE = replace(TCFORMER_BASE, depths=(3, 8, 27, 3))
 TCFORMER_FPN_MICRO = TCFormerConfig(
     dims=(32, 64, 128, 160), num_heads=(1, 2, 4, 5), depths=(1, 2, 2, 2), mlp_ratios=(4, 4, 3, 3), drop_path=0.05
 )
-MTA_MICRO = MtaConfig(dim=64, num_heads=(2, 2, 2), mlp_ratios=(1, 1, 1))
 
 # For pictures of 32x32: half the stride of the stem and three stages, as PaCa-ViT's micro variant.
 TCFORMER_MICRO = TCFormerConfig(

@@ -18,17 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import full_attention
+from models.mta import read_parents
 from models.semantic_fpn import SemanticFpnConfig, SemanticFpnHead
-from models.tcformer import (
-    TCFORMER_BASE,
-    TCFORMER_FPN_MICRO,
-    TCFormer,
-    TCFormerConfig,
-    initialise,
-    read_parents,
-    regions,
-)
-from models.token_blocks import REDUCTION_EPS, Clustering, TokenMlp, Tokens
+from models.tcformer import TCFORMER_BASE, TCFORMER_FPN_MICRO, TCFormer, TCFormerConfig, regions
+from models.token_blocks import REDUCTION_EPS, Clustering, TokenMlp, Tokens, initialise
 from models.token_exchange import Grid, token2map
 from models.token_merging import token_downup
 from models.token_parts import LocalClustering
@@ -135,7 +128,7 @@ def average_in_clusters(x: Tensor, tokens: Tokens, last: Tokens) -> Tensor:
 
 
 class ClusterReductionMta(nn.Module):
-    """The neck: as `tcformer.Mta`, with keys that are clusters of the last stage instead of cells of a reduced map.
+    """The neck: as `mta.Mta`, with keys that are clusters of the last stage instead of cells of a reduced map.
 
     Args:
         config: of the reconstruction.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.attention import full_attention
 from models.density_peaks import dpc_knn
-from models.layers import DropPath, map_to_tokens
+from models.layers import DropPath, initialise_linear, map_to_tokens
 from models.token_exchange import Grid, Links, link_tokens, map2token, token2map
 from models.token_merging import merge_tokens
 
@@ -180,6 +180,14 @@ class TokenBlock(nn.Module):
             attended = self.attention(normed, self.norm1(source.x), source.links, source.score)
         x = x + self.drop_path(attended)
         return x + self.drop_path(self.mlp(self.norm2(x), links))
+
+
+def initialise(module: nn.Module) -> None:
+    """Set fresh weights of a linear layer; of a block, those that end its residual branches."""
+    initialise_linear(module)
+    if isinstance(module, TokenBlock):
+        nn.init.zeros_(module.attention.proj.weight)
+        nn.init.zeros_(module.mlp.fc2.weight)
 
 
 class Clustering(Protocol):

@@ -24,6 +24,7 @@ from service.settings import Settings, find_unknown_variables
 logger = logging.getLogger("service")
 
 KEEP_ALIVE_SECONDS = 30
+BACKLOG = 2048  # connections that wait to be taken, as uvicorn has it
 CLOSE_SECONDS = 5.0  # after the drain; whoever still reads, computes or opens a bundle then is cut off
 
 
@@ -52,6 +53,9 @@ class DrainingServer(uvicorn.Server):
         """Remember the event loop, then start as uvicorn does."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for listener in sockets or ():
+            host, port, *_ = listener.getsockname()
+            logger.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if self._side is not None:
             self._side_task = asyncio.ensure_future(self._side.serve([self._side.socket]))
 
@@ -94,19 +98,12 @@ class SideServer(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-
-    Raises: SettingError if its port is taken.
+        listener: that it serves.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
         super().__init__(config)
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        try:
-            self.socket = socket.create_server((config.host, config.port), family=family)
-        except OSError as error:
-            raise SettingError(
-                f"SERVICE_METRICS_PORT: {config.host}:{config.port} cannot be listened on: {error}"
-            ) from error
+        self.socket = listener
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -127,30 +124,75 @@ def main() -> int:
     for name in find_unknown_variables():
         logger.warning("%s sets nothing; see docs/operations.md for the settings there are", name)
     try:
+        # Before bundles are opened, which takes long.
+        listener = _bind("SERVICE_PORT", settings.host, settings.port)
+        side = _bind("SERVICE_METRICS_PORT", settings.host, settings.metrics_port) if settings.metrics_port else None
         app = create_app(settings)
-        server = _make_server(app, settings)
+        server = _make_server(app, side)
+        _listen("SERVICE_PORT", listener)
     except (BundleError, SettingError) as error:
         logger.error("cannot start: %s", error)  # noqa: TRY400 - the message says it all
         return 1
     # What start-up made stays: a full collection over it would hold all threads up every few thousand requests.
     gc.collect()
     gc.freeze()
-    server.run()
+    server.run([listener])
     return 0 if server.started else 1
 
 
-def _make_server(app: Any, settings: Settings) -> DrainingServer:
+def _bind(setting: str, host: str, port: int) -> socket.socket:
+    """Take a port, on which nobody is answered yet.
+
+    Raises: SettingError naming the setting.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier process may linger
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(setting, host, port, error) from error
+    return listener
+
+
+def _listen(setting: str, listener: socket.socket) -> None:
+    """Let connections come.
+
+    Raises: SettingError if another process that took the same port was first.
+    """
+    host, port, *_ = listener.getsockname()
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(setting, host, port, error) from error
+
+
+def _cannot_listen(setting: str, host: str, port: int, error: OSError) -> SettingError:
+    return SettingError(
+        f"{setting}: {host}:{port} cannot be listened on: {error.strerror or error}; set {setting} to a port that is "
+        "free, and SERVICE_HOST to an address of this machine"
+    )
+
+
+def _make_server(app: Any, side: socket.socket | None) -> DrainingServer:
     # Any: the web framework is known to the application and its routes alone.
-    metrics_app = app.state.metrics_app
-    side = SideServer(_configure(metrics_app, settings.host, settings.metrics_port)) if metrics_app else None
-    return DrainingServer(_configure(app, settings.host, settings.port), app.state.catalog, side)
+    connection = app.state.connection
+    side_server = None
+    if side is not None:
+        _listen("SERVICE_METRICS_PORT", side)
+        side_server = SideServer(_configure(app.state.metrics_app, connection), side)
+    return DrainingServer(_configure(app, connection), app.state.catalog, side_server)
 
 
-def _configure(app: Any, host: str, port: int) -> uvicorn.Config:
+def _configure(app: Any, connection: type[asyncio.Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
+        http=connection,
+        ws="none",
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -7,9 +7,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Security
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from service.catalog import Catalog, open_catalog
 from service.devices import open_devices
@@ -18,9 +18,11 @@ from service.keys import ApiKeys
 from service.metrics import Metrics
 from service.reload import Reloader
 from service.routes.admin import make_admin_router
+from service.routes.connections import make_connection
+from service.routes.cross_origin import CrossOrigin
 from service.routes.guard import BEARER, KeyGuard
 from service.routes.headers import DOCS, SecurityHeaders, make_docs_headers, render_docs
-from service.routes.predict import TIMEOUT_HEADER, make_handlers, make_predict_router
+from service.routes.predict import make_handlers, make_predict_router
 from service.routes.problems import add_error_handlers
 from service.routes.shortcut import PredictionShortcut
 from service.routes.status import make_health_router, make_metrics_router, make_models_router
@@ -36,8 +38,8 @@ DESCRIPTION = "Serves transformers with clustered attention. Send a file, get JS
 def create_app(settings: Settings) -> FastAPI:
     """Open all bundles and build the application around them.
 
-    Its `state` has the `catalog`, which `service.__main__` drains at stop, and `metrics_app`, which answers at the port
-    for metrics, if there is one.
+    Its `state` has what `service.__main__` needs: the `catalog`, to be drained at stop; `connection`, which the server
+    makes for every client; and `metrics_app`, which answers at the port for metrics, if there is one.
 
     Raises: BundleError if a bundle cannot be served; SettingError if a setting names what cannot be used.
     """
@@ -68,11 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # curl would show the empty body of a redirect, and nothing of what is wrong
     )
     app.state.catalog = catalog
     app.state.metrics_app = _create_metrics_app(catalog, metrics) if settings.metrics_port else None
-    add_error_handlers(app)
-    handlers = make_handlers(catalog, settings, tracing)
+    app.state.connection = make_connection(metrics)
+    add_error_handlers(app, metrics)
+    handlers = make_handlers(catalog, settings, metrics, tracing)
     for router in (make_predict_router(handlers), make_models_router(catalog)):
         app.include_router(router, dependencies=[Security(BEARER)] if keys is not None else None)
     app.include_router(make_admin_router(reloader, keys))
@@ -84,30 +88,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecurityHeaders, docs_headers=make_docs_headers(page))
     app.add_middleware(PredictionShortcut, handlers=handlers)
     if keys is not None:
-        app.add_middleware(KeyGuard, keys=keys)
+        app.add_middleware(KeyGuard, keys=keys, metrics=metrics)
     if settings.cors_origins:
-        _allow_origins(app, settings.cors_origins)
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins, metrics=metrics)
     return app
 
 
 def _create_metrics_app(catalog: Catalog, metrics: Metrics) -> FastAPI:
     """Build what answers at a port of its own."""
-    app = FastAPI(title=TITLE, version="1", openapi_url=None)
-    add_error_handlers(app)
+    app = FastAPI(title=TITLE, version="1", openapi_url=None, redirect_slashes=False)
+    add_error_handlers(app, metrics)
     app.include_router(make_health_router(catalog))
     app.include_router(make_metrics_router(metrics))
     app.add_middleware(SecurityHeaders)
     return app
-
-
-def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Traceparent", "X-Request-Id", TIMEOUT_HEADER],
-        expose_headers=["Retry-After", "Server-Timing", "WWW-Authenticate", "X-Request-Id"],
-    )
 
 
 def _open_tracing(endpoint: str) -> "Tracing":
@@ -121,8 +115,16 @@ def _open_tracing(endpoint: str) -> "Tracing":
     return open_tracing(endpoint)
 
 
+class _Assets(StaticFiles):
+    """The files of the page; always whole, as a part that cannot be had would be refused in words of the framework."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 def _add_docs(app: FastAPI) -> str:
-    app.mount(f"{DOCS}/assets", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    app.mount(f"{DOCS}/assets", _Assets(directory=str(files("fastapi_offline") / "static")))
     page = render_docs(TITLE)
 
     @app.get(DOCS, include_in_schema=False)

@@ -1,12 +1,8 @@
 """Batching: waiting samples → one batch → one result per sample.
 
-One rule: a free worker takes what is waiting in the oldest sample's bucket, up to `max_batch`, leaving a share for
-other free workers; only if `max_wait_seconds` > 0 it waits for more, never longer than that since the oldest sample
-arrived, and leaves no share. Under load the device is the clock and nobody waits for a window. A batch of long samples
-has fewer of them, and one worker never runs long samples, so that short ones need not wait for the end of one.
-
-A `Ticket` is one accepted request. Its future lives on the event loop; everything else happens on other threads, which
-hand results back in one wake-up of the loop per batch.
+Which samples make a batch is `sample_queue.py`'s business. Here requests are admitted, batches run and answers given:
+the future of a `Ticket` lives on the event loop, everything else happens on other threads, which hand results back in
+one wake-up of the loop per batch.
 """
 
 import asyncio
@@ -15,23 +11,17 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from service.collate import bucket_of, pad, scale_max_batch, stack
+from service.collate import pad, stack
 from service.errors import DeadlineExceeded, ModelFailed, NotReady, Overloaded, ServiceError
 from service.metrics import ModelMetrics
 from service.sample import Arrays, Sample
-
-if TYPE_CHECKING:
-    from service.tracing import Trace
+from service.sample_queue import Clock, SampleQueue, Waiting
+from service.ticket import Ticket
 
 logger = logging.getLogger(__name__)
-
-Clock = Callable[[], float]
 
 
 class Program(Protocol):
@@ -42,36 +32,6 @@ class Program(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One accepted request, from admission to answer.
-
-    Attributes:
-        future: the answer, on the event loop.
-        deadline: time of the batcher's clock after which nobody wants the answer.
-        is_dead: nobody waits for it, so work on it is dropped.
-        times: stage → seconds, for the log.
-        request_id: for the log.
-        trace: gets a span for each stage, where there are traces.
-    """
-
-    future: "asyncio.Future[Any]"
-    deadline: float
-    is_dead: bool = False
-    times: dict[str, float] = field(default_factory=dict)
-    request_id: str = ""
-    trace: "Trace | None" = None
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    ticket: Ticket
-    sample: Sample
-    outputs: tuple[str, ...]
-    finish: Callable[[Arrays], Any]
-    since: float
-
-
 class Batcher:
     """The queue and the workers of one endpoint.
 
@@ -80,9 +40,7 @@ class Batcher:
         metrics: of the model.
         max_batch: most samples in a batch.
         max_queue: most accepted requests without an answer; one more is refused.
-        max_wait_seconds: how long a free worker waits for a fuller batch.
-        buckets: longest lengths that are batched together, ascending; empty where all samples have one shape.
-        short_length: samples in buckets above it are long; None where there are none.
+        max_wait_seconds, buckets, short_length: as in `SampleQueue`.
         clock: seconds, monotonic.
     """
 
@@ -99,17 +57,17 @@ class Batcher:
         clock: Clock = time.monotonic,
     ) -> None:
         self._program, self._metrics, self._clock = program, metrics, clock
-        self._max_batch, self._max_queue, self._max_wait = max_batch, max_queue, max_wait_seconds
-        self._buckets = tuple(buckets)
-        self._short_length = math.inf if short_length is None else short_length
-        self._lock = threading.RLock()
-        self._sleepers: list[threading.Condition] = []  # one for each sleeping worker, the latest last
-        self._waiting: dict[int, deque[_Waiting]] = {}
-        self._num_idle = 0
-        self._num_long = 0  # batches of long samples that run
+        self._max_queue = max_queue
+        self._queue = SampleQueue(
+            max_batch=max_batch,
+            max_wait_seconds=max_wait_seconds,
+            buckets=buckets,
+            short_length=short_length,
+            clock=clock,
+        )
+        self._collate = pad if buckets else stack
         self._open: set[Ticket] = set()  # accepted, without an answer
         self._is_draining = False
-        self._is_closed = False
         self._workers: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drained: asyncio.Event | None = None
@@ -123,11 +81,12 @@ class Batcher:
 
         Args:
             num_workers: how many batches may run at once.
-            cores: as many; the CPU core that each worker keeps to. None leaves that to the operating system.
+            cores: as many, the CPU core that each worker keeps to; empty leaves that to the operating system.
         """
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
         self._metrics.workers.set(num_workers)
+        self._queue.num_workers += num_workers
         for index in range(num_workers):
             core = cores[index] if cores else None
             worker = threading.Thread(target=self._work, args=(core,), name=f"worker-{index}", daemon=True)
@@ -171,10 +130,7 @@ class Batcher:
 
     def close(self) -> None:
         """Let the workers end once they have finished the batch in hand; nothing may be put afterwards."""
-        with self._lock:
-            self._is_closed = True
-            for sleeper in self._sleepers:
-                sleeper.notify()
+        self._queue.close()
         for worker in self._workers:
             worker.join()
 
@@ -214,13 +170,7 @@ class Batcher:
             finish: turns its outputs, without batch dimension, into the answer; runs on the worker. Padding is not cut
                 off: how long an output is for a sample of some length, only the task knows.
         """
-        bucket = bucket_of(sample.length, self._buckets)
-        with self._lock:
-            waiting = _Waiting(ticket, sample, outputs, finish, self._clock())
-            self._waiting.setdefault(bucket, deque()).append(waiting)
-            if self._sleepers:
-                # The latest one: waking workers in turn would move a lone stream of requests from core to core.
-                self._sleepers.pop().notify()
+        self._queue.put(ticket, sample, outputs, finish)
 
     def fail(self, ticket: Ticket, error: BaseException) -> None:
         """Answer a ticket with an error."""
@@ -228,7 +178,7 @@ class Batcher:
 
     def is_wanted(self, ticket: Ticket) -> bool:
         """Whether somebody still waits for this ticket's answer."""
-        return not ticket.is_dead and ticket.deadline > self._clock()
+        return ticket.is_wanted(self._clock())
 
     def _answer(self, answers: Sequence[tuple[Ticket, Any]]) -> None:
         assert self._loop is not None, "start comes first"
@@ -239,73 +189,11 @@ class Batcher:
     def _work(self, core: int | None) -> None:
         if core is not None:
             os.sched_setaffinity(threading.get_native_id(), {core})
-        while (batch := self.take()) is not None:
+        while (batch := self._queue.take()) is not None:
             with self._metrics.batches_in_flight.track_inprogress():
                 self.run(*batch)
 
-    def take(self) -> tuple[list[_Waiting], int] | None:
-        """Wait for the next batch.
-
-        Returns: its samples and its bucket; None once the batcher is closed.
-        """
-        with self._lock:
-            self._num_idle += 1
-            try:
-                while not self._is_closed:
-                    batch, seconds = self.choose()
-                    if batch is not None:
-                        return batch
-                    self._sleep(seconds)
-                return None
-            finally:
-                self._num_idle -= 1
-
-    def _sleep(self, seconds: float | None) -> None:
-        """Wait, with the lock held, until something is put or the time is over (None: for as long as it takes)."""
-        sleeper = threading.Condition(self._lock)
-        self._sleepers.append(sleeper)
-        if not sleeper.wait(seconds):
-            with suppress(ValueError):  # whoever notifies removes it
-                self._sleepers.remove(sleeper)
-
-    def choose(self) -> tuple[tuple[list[_Waiting], int] | None, float | None]:
-        """Apply the rule above to what waits.
-
-        Returns: a batch, or None and the seconds after which asking again is worth it (None: when something is put).
-        """
-        oldest: int | None = None
-        takes_long = self._num_long < max(1, len(self._workers) - 1)
-        for bucket, queue in self._waiting.items():
-            while queue and not self.is_wanted(queue[0].ticket):
-                queue.popleft()
-            if (
-                queue
-                and (takes_long or not self._is_long(bucket))
-                and (oldest is None or queue[0].since < self._waiting[oldest][0].since)
-            ):
-                oldest = bucket
-        if oldest is None:
-            return None, None
-        queue = self._waiting[oldest]
-        max_batch = scale_max_batch(self._max_batch, oldest, self._buckets)
-        remaining = queue[0].since + self._max_wait - self._clock()
-        if self._max_wait and len(queue) < max_batch and remaining > 0:
-            return None, remaining
-        # Who asked for a window wants full batches; and the rest that a share leaves would wait for a window again.
-        num_takers = 1 if self._max_wait else max(1, self._num_idle)
-        share = min(max_batch, math.ceil(len(queue) / num_takers))
-        batch: list[_Waiting] = []
-        while queue and len(batch) < share:
-            waiting = queue.popleft()
-            if self.is_wanted(waiting.ticket):
-                batch.append(waiting)
-        self._num_long += self._is_long(oldest)
-        return (batch, oldest), None
-
-    def _is_long(self, bucket: int) -> bool:
-        return bucket > self._short_length
-
-    def run(self, batch: Sequence[_Waiting], bucket: int) -> None:
+    def run(self, batch: Sequence[Waiting], bucket: int) -> None:
         """Run a batch and answer all its tickets in one wake-up of the event loop; never raises."""
         try:
             answers = self._run(batch)
@@ -317,15 +205,14 @@ class Batcher:
             failure = ModelFailed("the model failed on this batch; the input may be sent again; tell the operator")
             failure.__cause__ = error
             answers = [(waiting.ticket, failure) for waiting in batch]
-        with self._lock:
-            self._num_long -= self._is_long(bucket)
+        self._queue.end(bucket)
         self._answer(answers)
 
-    def _run(self, batch: Sequence[_Waiting]) -> list[tuple[Ticket, Any]]:
+    def _run(self, batch: Sequence[Waiting]) -> list[tuple[Ticket, Any]]:
         start = self._clock()
         samples = [waiting.sample for waiting in batch]
         names = tuple(dict.fromkeys(name for waiting in batch for name in waiting.outputs))
-        arrays = self._program.run(pad(samples) if self._buckets else stack(samples), names)
+        arrays = self._program.run(self._collate(samples), names)
         ran = self._clock()
         self._observe(batch, start, ran)
         return [
@@ -333,7 +220,7 @@ class Batcher:
             for row, waiting in enumerate(batch)
         ]
 
-    def _finish(self, waiting: _Waiting, outputs: Arrays) -> Any:
+    def _finish(self, waiting: Waiting, outputs: Arrays) -> Any:
         start = self._clock()
         try:
             return waiting.finish(outputs)
@@ -351,7 +238,7 @@ class Batcher:
             if waiting.ticket.trace is not None:
                 waiting.ticket.trace.add_stage("postprocess", start, start + seconds)
 
-    def _observe(self, batch: Sequence[_Waiting], start: float, ran: float) -> None:
+    def _observe(self, batch: Sequence[Waiting], start: float, ran: float) -> None:
         seconds = ran - start
         self._seconds_per_sample += 0.1 * (seconds / len(batch) / max(1, len(self._workers)) - self._seconds_per_sample)
         self._metrics.run_seconds.observe(seconds)
@@ -365,7 +252,7 @@ class Batcher:
             _trace(traced, start, ran, size=len(batch))
 
 
-def _trace(traced: Sequence[_Waiting], start: float, ran: float, *, size: int) -> None:
+def _trace(traced: Sequence[Waiting], start: float, ran: float, *, size: int) -> None:
     """Add the spans of a batch that ran, which are linked to each other, and of the time in the queue."""
     traces = [waiting.ticket.trace for waiting in traced if waiting.ticket.trace is not None]
     span = traces[0].add_batch(traces, start, ran, size=size)

@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 SEQUENCE_PARALLEL = "sequence_parallel"  # the runtime of long samples, beside an ordinary one
 NAME_PATTERN = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
+Precision = Literal["fp32", "fp16"]  # of programs; fp16 is mixed: decisions, norms and outputs stay float32
+
 # What numpy raises for a file that is no npz, is damaged or holds pickled objects.
 _DAMAGE = (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -108,15 +110,21 @@ class Normalisation(_Part):
 
 
 class Parity(_Part):
-    """Largest difference between the trained module and the program, max|a-b| / max|b|, over natural inputs."""
+    """Largest difference between the trained module and the program, max|a-b| / max|b|, over natural inputs.
+
+    A row is off if it differs by more than 1e-5, of programs in fp16 by more than 1e-2.
+    """
 
     inputs: str = Field(description="What was compared on.")
     batch_sizes: tuple[int, ...] = Field(description="None of them was used for the export.")
-    max_relative_error: dict[str, float] = Field(description="Output → largest difference, in rows that are not off.")
+    max_relative_error: dict[str, float] = Field(
+        description="Output → largest difference, in rows that are not off; of programs in fp16 in all rows, the "
+        "module taking the program's decisions."
+    )
     share_of_rows_off: dict[str, float] = Field(
         default={},
-        description="Output → share of its rows that differ by more than 1e-5, as near ties of clustering by hashes "
-        "fell differently; empty where nothing is decided and no row is off.",
+        description="Output → share of its rows that are off, as near ties of clustering by hashes fell differently; "
+        "empty where nothing is decided and no row is off.",
     )
 
 
@@ -154,6 +162,7 @@ class Manifest(_Part):
     programs: dict[str, str] = Field(
         min_length=1, description="Runtime → file; sequence_parallel takes the weights and the origin's architecture."
     )
+    precision: Precision = Field(default="fp32", description="What the programs compute in; `export` tells the rule.")
     opset: int | None = Field(default=None, description="Of the ONNX program.")
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
@@ -245,8 +254,9 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, readable by people."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
+    """Write `manifest.json`, readable by people; the usual precision goes without saying."""
+    unsaid = {"precision"} if manifest.precision == "fp32" else set()
+    text = json.dumps(manifest.model_dump(mode="json", exclude=unsaid), indent=2) + "\n"
     (folder / MANIFEST).write_text(text)
 
 

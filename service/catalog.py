@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.bundle import MANIFEST, open_bundle
-from service.endpoint import Endpoint, open_endpoint
+from service.endpoint import Endpoint
 from service.errors import BundleError, NotReady, UnknownModel
 from service.metrics import Metrics
+from service.opening import open_endpoint
 from service.settings import Settings, count_cores
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,9 @@
     Exception
     ├── ServiceError                       status  code
     │   ├── InvalidInput                   400     invalid_input
+    │   ├── MalformedRequest               400     malformed_request
     │   ├── Unauthorized                   401     unauthorized
+    │   ├── CrossOriginRefused             403     cross_origin_refused
     │   ├── UnknownModel                   404     unknown_model
     │   ├── UnknownPath                    404     unknown_path
     │   ├── MethodNotAllowed               405     method_not_allowed
@@ -11,6 +13,7 @@
     │   ├── RequestTimeout                 408     request_timeout
     │   ├── BodyTooLarge                   413     body_too_large
     │   ├── UnsupportedMediaType           415     unsupported_media_type
+    │   ├── HeadTooLarge                   431     head_too_large
     │   ├── ModelFailed                    500     model_failed
     │   ├── InternalError                  500     internal_error
     │   ├── Overloaded                     503     overloaded
@@ -44,12 +47,28 @@ class InvalidInput(ServiceError):
     title = "Invalid input"
 
 
+class MalformedRequest(ServiceError):
+    """What came is no HTTP, or contradicts itself; where the next request begins is not known."""
+
+    status = 400
+    code = "malformed_request"
+    title = "Malformed request"
+
+
 class Unauthorized(ServiceError):
     """The credential is missing or wrong."""
 
     status = 401
     code = "unauthorized"
     title = "Unauthorized"
+
+
+class CrossOriginRefused(ServiceError):
+    """A browser asks whether a page of another origin may call, and it may not."""
+
+    status = 403
+    code = "cross_origin_refused"
+    title = "Cross-origin request refused"
 
 
 class UnknownModel(ServiceError):
@@ -85,7 +104,7 @@ class NotAcceptable(ServiceError):
 
 
 class RequestTimeout(ServiceError):
-    """The client did not send its whole body in time."""
+    """The client did not send its whole request in time."""
 
     status = 408
     code = "request_timeout"
@@ -106,6 +125,14 @@ class UnsupportedMediaType(ServiceError):
     status = 415
     code = "unsupported_media_type"
     title = "Unsupported media type"
+
+
+class HeadTooLarge(ServiceError):
+    """The path, the query and the headers have more bytes than are read."""
+
+    status = 431
+    code = "head_too_large"
+    title = "Head too large"
 
 
 class ModelFailed(ServiceError):

@@ -26,7 +26,7 @@ DROPS = ("expired", "abandoned")
 
 
 class Metrics:
-    """The service's metrics; labels are closed sets: model names, stages, outcomes, reasons, devices.
+    """The service's metrics; labels are closed sets: names of models that are served, stages, outcomes and the like.
 
     Those of the process and of Python come from prometheus-client, under the names that all its users know.
 
@@ -38,7 +38,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "inference_requests_total",
-            "Requests by outcome: ok, cancelled, or an error code.",
+            "Requests by outcome: ok, cancelled, or an error code; without a model where none was found for them.",
             ("model", "outcome"),
             registry=self.registry,
         )
@@ -125,6 +125,10 @@ class Metrics:
         )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+
+    def count_refusal(self, code: str) -> None:
+        """Count a request that was refused before a model was found for it."""
+        self.requests.labels("", code).inc()
 
     def forget(self, model: str) -> None:
         """Drop every label set of a model that is served no more."""

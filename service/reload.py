@@ -13,10 +13,11 @@ from pathlib import Path
 
 from service.bundle import MANIFEST, open_bundle
 from service.catalog import Catalog, find_bundles, find_conflict
-from service.endpoint import Endpoint, open_endpoint
+from service.endpoint import Endpoint
 from service.errors import BundleError, NotReady, SettingError
 from service.keys import ApiKeys
 from service.metrics import Metrics
+from service.opening import open_endpoint
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class _Found:
     Attributes:
         kept: served already.
         opened: folder → not yet served.
-        closed: opened, but they cannot be served beside the others.
+        tried: names of models that were opened, or nearly: whatever became of it, they have metrics.
         refused: and why.
     """
 
     kept: list[Endpoint] = field(default_factory=list)
     opened: dict[Path, Endpoint] = field(default_factory=dict)
-    closed: list[Endpoint] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
     refused: list[Refusal] = field(default_factory=list)
 
     def refuse(self, folder: Path, reason: str, old: Endpoint | None) -> None:
@@ -97,7 +98,7 @@ class Reloader:
             serves = {endpoint.manifest.name: endpoint for endpoint in (*found.kept, *found.opened.values())}
             # What should be the default instead may be among those that were refused.
             self._catalog.swap(list(serves.values()), fallback=self._catalog.defaults if found.refused else {})
-            for name in {endpoint.manifest.name for endpoint in found.closed} - serves.keys() - served.keys():
+            for name in found.tried - serves.keys() - served.keys():
                 self._metrics.forget(name)
         report = _compare(served, serves, found.refused)
         _log(report)
@@ -129,6 +130,7 @@ class Reloader:
                 found.kept.append(old)
                 return
             bundle = open_bundle(folder)
+            found.tried.add(bundle.manifest.name)
             found.opened[folder] = open_endpoint(bundle, self._settings, self._metrics, self._catalog.decode_pool)
         except (BundleError, OSError) as error:
             found.refuse(folder, str(error), old)
@@ -193,8 +195,7 @@ def _settle(found: _Found, olds: dict[Path, Endpoint]) -> None:
     while conflict := find_conflict([*found.kept, *found.opened.values()]):
         endpoint, reason = conflict
         folder = endpoint.bundle.folder
-        found.closed.append(found.opened.pop(folder))
-        endpoint.close()
+        found.opened.pop(folder).close()
         found.refuse(folder, reason, olds.get(folder))
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # A scheme and a host, as browsers send it: RFC 6454, section 7; or any.
@@ -31,6 +31,16 @@ def _check_device(given: str) -> str:
         if devices.count(device) > 1:
             raise ValueError(f"{device} stands twice in the list; name each GPU once")
     return ",".join(devices)
+
+
+def _check_metrics_port(port: int, info: ValidationInfo) -> int:
+    """Refuse the port of all else.
+
+    Raises: ValueError.
+    """
+    if port and port == info.data.get("port"):
+        raise ValueError("that is SERVICE_PORT; set another one, or 0 for no port of its own")
+    return port
 
 
 def _split_origins(given: Any) -> Any:
@@ -58,7 +68,7 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    metrics_port: int = Field(
+    metrics_port: Annotated[int, AfterValidator(_check_metrics_port)] = Field(
         default=0, ge=0, le=65535, description="Port for /metrics, and for /health as well; 0 is the port of all else."
     )
     bundles: Path = Field(default=Path("bundles"), description="Folder whose subfolders are the bundles to serve.")

@@ -1,11 +1,14 @@
 """One rank of a group that answers for the service: `python -m models.parallel.worker`, started as torchrun does.
 
-That is, with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in the environment. Frames come on standard input
-and go on standard output (`models.parallel.frames`); what anything prints goes to standard error. The first frame says
-what to build (`Opening`), and is answered by `ready`. Every further one holds the inputs of the exported program, whole
-and the same on all ranks, and names outputs; meanwhile a rank says `busy` after each layer, and at the end `done`, rank
-0 with the outputs. The process ends when its standard input does, and on any error: a group that lost a rank is of no
-further use.
+That is, with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in the environment. Where one of them is given the
+number of a socket that listens at that port, which it inherited, it keeps the store there by which all find each other;
+then each has `TORCHELASTIC_USE_AGENT_STORE=True`, too.
+
+Frames come on standard input and go on standard output (`models.parallel.frames`); what anything prints goes to
+standard error. The first frame says what to build (`Opening`), and is answered by `ready`. Every further one holds the
+inputs of the exported program, whole and the same on all ranks, and names outputs; meanwhile a rank says `busy` after
+each layer, and at the end `done`, rank 0 with the outputs. The process ends when its standard input does, and on any
+error: a group that lost a rank is of no further use.
 
 Source: the outputs are those of the exported speech recogniser, `docs/models.md`.
 Deliberately absent: starting the other ranks, and starting again; whoever started this process does that.
@@ -15,6 +18,7 @@ import hashlib
 import io
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -131,6 +135,20 @@ class Rank:
         return sum(group.seconds_waiting for group in (self._ranks, self._dense.ulysses, self._dense.ring))
 
 
+def host_store(listener: int) -> object:
+    """Keep the store by which ranks find each other, for as long as it is referred to.
+
+    Args:
+        listener: number of a socket that listens; it is the store's from then on.
+    """
+    with socket.socket(fileno=os.dup(listener)) as copy:
+        host, port = copy.getsockname()
+    store: object = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not mark it as exported
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener
+    )
+    return store
+
+
 def open_rank(opening: Opening) -> Rank:
     """Join the group and build the model.
 
@@ -175,6 +193,7 @@ def main() -> None:
     requests = sys.stdin.buffer
     assert isinstance(requests, io.BufferedReader)
     threading.Thread(target=_listen, args=(requests, frames), daemon=True).start()
+    _store = host_store(int(sys.argv[1])) if len(sys.argv) > 1 else None  # for as long as this process
     facts, _ = frames.get()
     rank = open_rank(Opening(**facts))
     for layer in rank.part.model.layers:

@@ -7,6 +7,7 @@ from fastapi import Request
 
 from service.endpoint import Answer, Endpoint
 from service.logs import find_trace_id, log_request
+from service.metrics import Metrics
 from service.routes.headers import find_header
 from service.routes.problems import find_request_id
 
@@ -20,6 +21,7 @@ class Access:
     Args:
         request: that came.
         task: that it asks.
+        metrics: of the service.
         tracing: makes traces, if there are any.
 
     Attributes:
@@ -28,12 +30,13 @@ class Access:
         trace: of this request, if there are traces.
     """
 
-    def __init__(self, request: Request, task: str, tracing: "Tracing | None") -> None:
+    def __init__(self, request: Request, task: str, metrics: Metrics, tracing: "Tracing | None") -> None:
         self.start = time.monotonic()
         self.request_id = find_request_id(request)
         traceparent = find_header(request, b"traceparent")
         self.trace = tracing.begin(task, traceparent) if tracing is not None else None
         self._trace_id = self.trace.trace_id if self.trace is not None else find_trace_id(traceparent)
+        self._metrics = metrics
         self._endpoint: Endpoint | None = None
 
     def hold(self, endpoint: Endpoint) -> None:
@@ -69,6 +72,8 @@ class Access:
             self._endpoint.metrics.count(outcome)
             if outcome == "ok":
                 self._endpoint.metrics.request_seconds.observe(seconds)
+        else:
+            self._metrics.count_refusal(outcome)
         fields["seconds"] = round(seconds, 6)
         if answer is not None:
             fields |= {f"{stage}_seconds": round(value, 6) for stage, value in answer.times.items()}

@@ -9,10 +9,12 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BodyTooLarge, InvalidInput, RequestTimeout, UnsupportedMediaType
+from service.routes.headers import find_header
 
 # Named by clients that do not know better, `curl --data-binary` among them: the first bytes decide.
 UNDECIDED = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 FIELD = "file"
+_LARGE_BYTES = 1_000_000  # of a form; a smaller one is parsed in a few milliseconds at most
 
 
 class _Parser(MultiPartParser):
@@ -33,13 +35,20 @@ async def read_file(
         max_bytes: of the whole body.
         timeout_seconds: for the whole body to arrive.
     Returns: its bytes and its media type, "" where its first bytes shall decide.
-    Raises: UnsupportedMediaType before the body is read; BodyTooLarge, RequestTimeout; InvalidInput for broken
-        multipart.
+    Raises: UnsupportedMediaType before the body is read, if it is compressed or of another type; BodyTooLarge,
+        RequestTimeout; InvalidInput for broken multipart.
     """
+    if (encoding := find_header(request, b"content-encoding")).lower() not in {"", "identity"}:
+        raise UnsupportedMediaType(
+            f"Content-Encoding is {encoding[:100]}; bodies are read as they come; send the file without this encoding"
+        )
     named = _media_type(request.headers.get("content-type", ""))
     if named == "multipart/form-data":
         body = await read_body(request, max_bytes=max_bytes, timeout_seconds=timeout_seconds)
-        body, named = await _read_field(request, body)
+        if len(body) < _LARGE_BYTES:
+            body, named = await _read_field(request, body)
+        else:  # parsing it would hold up every other request
+            body, named = await asyncio.to_thread(asyncio.run, _read_field(request, body))
         return body, check_media_type(named, media_types)
     media_type = check_media_type(named, media_types)
     return await read_body(request, max_bytes=max_bytes, timeout_seconds=timeout_seconds), media_type
@@ -97,6 +106,11 @@ async def _read_field(request: Request, body: bytes) -> tuple[bytes, str]:
     try:
         form = await parser.parse()
         upload = form.get(FIELD)
+        if isinstance(upload, str):
+            raise InvalidInput(
+                f"the field `{FIELD}` came as text, without the name of a file; a file was expected; give it a name, "
+                f"as `curl -F {FIELD}=@photo.jpg` does"
+            )
         if not isinstance(upload, UploadFile):
             names = ", ".join(sorted({name[:40] for name, _ in form.multi_items()})) or "no field"
             raise InvalidInput(

@@ -1,14 +1,14 @@
 """Who gets in: requests without a key are answered before anything of them is read."""
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Unauthorized
 from service.keys import ApiKeys
-from service.logs import log_request
+from service.metrics import Metrics
 from service.routes.headers import DOCS, SECURITY_HEADERS, find_header
-from service.routes.problems import find_request_id, problem_response
+from service.routes.problems import find_request_id, refuse
 
 # What tells nothing of models and their answers; all else, whatever it is, needs a key.
 OPEN = ("/health/live", "/health/ready", "/metrics", "/openapi.json", DOCS)
@@ -26,10 +26,11 @@ class KeyGuard:
     Args:
         app: the application.
         keys: that are let in.
+        metrics: of the service.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, metrics: Metrics) -> None:
+        self._app, self._keys, self._metrics = app, keys, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request."""
@@ -38,7 +39,9 @@ class KeyGuard:
             try:
                 check_key(self._keys, request)
             except Unauthorized as error:
-                await refuse(request, error)(scope, receive, send)
+                response = refuse(error, find_request_id(request), self._metrics)
+                response.raw_headers += SECURITY_HEADERS
+                await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -58,12 +61,3 @@ def check_key(keys: ApiKeys | None, request: Request) -> None:
             "this service has no API keys; this path is for whoever has one; set SERVICE_API_KEYS_FILE to use it"
         )
     keys.check(find_header(request, b"authorization"))
-
-
-def refuse(request: Request, error: Unauthorized) -> Response:
-    """Answer who has no key, and log it."""
-    request_id = find_request_id(request)
-    log_request({"request_id": request_id, "outcome": error.code, "status": error.status})
-    response = problem_response(error, request_id)
-    response.raw_headers += SECURITY_HEADERS
-    return response

@@ -13,6 +13,7 @@ from service.catalog import Catalog
 from service.endpoint import Answer, Endpoint
 from service.errors import DeadlineExceeded, InternalError, InvalidInput, ServiceError
 from service.logs import ACCESS
+from service.metrics import Metrics
 from service.routes.accept import PICTURE, prefers_picture
 from service.routes.access import Access
 from service.routes.body import FIELD, read_file
@@ -30,9 +31,11 @@ CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer, only the lo
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_handlers(catalog: Catalog, settings: Settings, tracing: "Tracing | None" = None) -> dict[str, Handler]:
+def make_handlers(
+    catalog: Catalog, settings: Settings, metrics: Metrics, tracing: "Tracing | None" = None
+) -> dict[str, Handler]:
     """Make what answers each task, by its name."""
-    return {task.name: _make_handler(task, catalog, settings, tracing) for task in TASKS.values()}
+    return {task.name: _make_handler(task, catalog, settings, metrics, tracing) for task in TASKS.values()}
 
 
 def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
@@ -59,9 +62,11 @@ def make_predict_router(handlers: Mapping[str, Handler]) -> APIRouter:
     return router
 
 
-def _make_handler(task: AnyTask, catalog: Catalog, settings: Settings, tracing: "Tracing | None") -> Handler:
+def _make_handler(
+    task: AnyTask, catalog: Catalog, settings: Settings, metrics: Metrics, tracing: "Tracing | None"
+) -> Handler:
     async def predict(request: Request) -> Response:
-        access = Access(request, task.name, tracing)
+        access = Access(request, task.name, metrics, tracing)
         try:
             return await _respond(request, task, catalog, settings, access)
         finally:
@@ -157,15 +162,22 @@ async def _until_gone(request: Request) -> None:
 
 
 def _parse_options(request: Request, options: type[BaseModel]) -> BaseModel:
+    given = request.query_params
+    known = f"this task takes {', '.join(options.model_fields) or 'no options'}"
+    for name in given:
+        if name not in options.model_fields:
+            raise InvalidInput(f"option {name[:40]!r} is unknown; {known}; leave it out, or correct its name")
+        if len(given.getlist(name)) > 1:
+            raise InvalidInput(
+                f"option {name} comes {len(given.getlist(name))} times; it was expected once; choose one"
+            )
     try:
-        return options.model_validate(dict(request.query_params))
+        return options.model_validate(dict(given))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in fault["loc"])[:40]
-        given = str(fault["input"])[:40]
         raise InvalidInput(
-            f"option {name} is {given!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}; "
-            f"this task takes {', '.join(options.model_fields) or 'no options'}"
+            f"option {name} is {str(fault['input'])[:40]!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}; {known}"
         ) from error
 
 

@@ -17,6 +17,8 @@ from service.errors import (
     ServiceError,
     UnknownPath,
 )
+from service.logs import log_request
+from service.metrics import Metrics
 from service.routes.headers import SECURITY_HEADERS, find_header
 
 MEDIA_TYPE = "application/problem+json"
@@ -66,12 +68,21 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
     return Response(json.dumps(body), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def add_error_handlers(app: FastAPI) -> None:
+def refuse(error: ServiceError, request_id: str, metrics: Metrics) -> Response:
+    """Answer a request for which no model was found; count and log it."""
+    metrics.count_refusal(error.code)
+    log_request({"request_id": request_id, "outcome": error.code, "status": error.status})
+    return problem_response(error, request_id)
+
+
+def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Give every error of the application, the framework's own included, the same shape."""
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        return problem_response(error, find_request_id(request))
+        if error.status >= 500:  # what a probe of readiness is told is no refusal
+            return problem_response(error, find_request_id(request))
+        return refuse(error, find_request_id(request), metrics)
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -83,7 +94,7 @@ def add_error_handlers(app: FastAPI) -> None:
             fault = UnknownPath(f"nothing is served under {request.url.path[:200]}; see /docs for what is")
         else:
             fault = InternalError("the service failed; try again; if it stays, tell the operator the request id")
-        response = problem_response(fault, find_request_id(request))
+        response = await on_service_error(request, fault)
         response.headers.update(error.headers or {})  # Allow, which RFC 9110 wants beside 405
         return response
 

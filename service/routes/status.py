@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
+from service.bundle import Precision
 from service.catalog import Catalog
 from service.endpoint import Endpoint
 from service.metrics import Metrics
@@ -35,6 +36,7 @@ class ModelEntry(BaseModel):
     runtime: str = Field(examples=["onnx"])
     device: str = Field(description="What really runs it.", examples=["cpu"])
     kernel: str = Field(description="portable, or native where a kernel of ours runs.", examples=["portable"])
+    precision: Precision = Field(description="What the program computes in; fp16 is mixed.")
 
 
 class ModelList(BaseModel):
@@ -115,4 +117,5 @@ def _entry(endpoint: Endpoint) -> ModelEntry:
         runtime=runtime.name,
         device=runtime.device,
         kernel=runtime.kernel,
+        precision=manifest.precision,
     )

@@ -69,7 +69,7 @@ class RankGroup:
         opening: what each of them has to build, the first frame.
         num_ranks: G.
         timeout_seconds: how long all ranks may say nothing while they work.
-        command: that starts a rank.
+        command: that starts a rank; rank 0 also gets the number of a socket that listens at `MASTER_PORT`.
 
     Attributes:
         ended: set once a rank has ended.
@@ -85,8 +85,10 @@ class RankGroup:
         self._reports: queue.SimpleQueue[_Report] = queue.SimpleQueue()
         self._ended_ranks: list[int] = []
         self._last_lines: list[deque[str]] = [deque(maxlen=NUM_LAST_LINES) for _ in range(num_ranks)]
-        port = _find_port()
-        self.processes = [_start(command, rank, num_ranks, port) for rank in range(num_ranks)]
+        # The port of the store where ranks find each other, which rank 0 takes over: no other program can take it, and
+        # none on another machine can reach it.
+        with socket.create_server((HOST, 0), backlog=num_ranks) as listener:
+            self.processes = [_start(command, rank, num_ranks, listener) for rank in range(num_ranks)]
         self._threads = [
             threading.Thread(target=function, args=(rank,), name=f"rank-{rank}", daemon=True)
             for rank in range(num_ranks)
@@ -202,20 +204,24 @@ class RankGroup:
             process.kill()
 
 
-def _start(command: Sequence[str], rank: int, num_ranks: int, port: int) -> "subprocess.Popen[bytes]":
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": HOST, "MASTER_PORT": port}
+def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.socket) -> "subprocess.Popen[bytes]":
+    variables = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": num_ranks,
+        "MASTER_ADDR": HOST,
+        "MASTER_PORT": listener.getsockname()[1],
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # all ranks are clients of the store, rank 0 as well
+    }
+    inherited = [listener.fileno()] if rank == 0 else []
     return subprocess.Popen(  # noqa: S603 - this program
-        command,
+        [*command, *map(str, inherited)],
         cwd=ROOT,
-        env=make_environment(GLOO_SOCKET_IFNAME=LOOPBACK, **{name: str(value) for name, value in variables.items()}),
+        env=make_environment(**{name: str(value) for name, value in variables.items()}),
+        pass_fds=inherited,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is the service's, which finishes what it accepted
     )
-
-
-def _find_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return int(free.getsockname()[1])

@@ -132,7 +132,7 @@ def open_ranks(bundle: Bundle, settings: Settings, metrics: RankMetrics) -> Sequ
         bundle: names this runtime.
         settings: how many, on what, and how patient.
         metrics: of the ranks.
-    Raises: BundleError if torch is not installed or the ranks do not start.
+    Raises: BundleError if torch is not installed, too few GPUs are named, or the ranks do not start.
     """
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
@@ -140,10 +140,11 @@ def open_ranks(bundle: Bundle, settings: Settings, metrics: RankMetrics) -> Sequ
             f"SERVICE_RANKS={settings.ranks}, but {' and '.join(missing)} is not installed; install what ranks need "
             "(`make setup` does), or leave the setting out: the ordinary program then takes long recordings, too"
         )
-    if ":" in settings.device:
+    named = settings.device.split(",") if ":" in settings.device else []
+    if named and settings.ranks > len(named):
         raise BundleError(
-            f"SERVICE_RANKS={settings.ranks} with SERVICE_DEVICE={settings.device}, but rank 0 takes the first GPU, "
-            "rank 1 the second and so on; set SERVICE_DEVICE=cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
+            f"SERVICE_RANKS={settings.ranks} with SERVICE_DEVICE={settings.device}, but each rank needs a GPU of its "
+            f"own; name as many GPUs, or set SERVICE_RANKS={len(named)}"
         )
     manifest = bundle.manifest
     file = manifest.programs[SEQUENCE_PARALLEL]

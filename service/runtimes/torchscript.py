@@ -28,20 +28,29 @@ TENSORS = "tensors.json"  # in the archive: names of the inputs and outputs, in 
 
 
 class TorchScriptRuntime:
-    """A program in torch's interpreter; see `Runtime`.
+    """A program of torch; see `Runtime`.
 
     Args:
-        program: a `torch.jit.ScriptModule` on the device.
+        program: a `torch.jit.ScriptModule` on the device, or what else takes tensors and gives a tuple of them.
         inputs, outputs: names, in order.
         device: that it is on.
+        name: of what runs it; benchmarks give modules and compiled programs here, to treat all alike.
     """
 
-    name = "torchscript"
     kernel = "portable"
 
-    def __init__(self, program: Any, *, inputs: Sequence[str], outputs: Sequence[str], device: "torch.device") -> None:
+    def __init__(
+        self,
+        program: Any,
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        device: "torch.device",
+        name: str = "torchscript",
+    ) -> None:
         import torch
 
+        self.name = name
         self._torch = torch
         self._program = program
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
@@ -99,7 +108,7 @@ def open_torchscript(
         ) from error
     target = torch.device(device)
     if target.type == "cuda":
-        _prepare_cuda(target)
+        prepare_cuda(target)
     extra = {TENSORS: ""}
     try:
         program = torch.jit.load(str(path), map_location=target, _extra_files=extra)
@@ -113,8 +122,8 @@ def open_torchscript(
     return TorchScriptRuntime(program, inputs=inputs, outputs=outputs, device=target)
 
 
-def _prepare_cuda(device: "torch.device") -> None:
-    """Let torch compute on a GPU as programs need it.
+def prepare_cuda(device: "torch.device") -> None:
+    """Let torch compute on a GPU as programs need it: without TF32, in this whole process.
 
     Raises: BundleError if torch does not find that GPU.
     """

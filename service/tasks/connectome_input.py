@@ -64,7 +64,8 @@ def _find_kind(table: Table, spec: ConnectomeSpec) -> Kind:
     """
     num_regions = len(spec.regions)
     shape = table.values.shape
-    came = f"the {_name(table.kind)} has {' x '.join(map(str, shape))} numbers"
+    size = f"{' x '.join(map(str, shape))} numbers" if 0 < len(shape) <= 4 else f"{len(shape)} dimensions"
+    came = f"the {_name(table.kind)} has {size}"
     atlas = f"this model takes the {num_regions} regions of atlas {spec.atlas}"
     if len(shape) != 2:
         raise InvalidInput(f"{came}; {atlas}, as a table of rows and columns; send one subject's matrix")

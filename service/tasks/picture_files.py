@@ -32,6 +32,29 @@ PILLOW_MAX_PIXELS = 89_478_485  # beyond it Pillow itself warns or refuses (Imag
 Pixels = npt.NDArray[np.uint8]
 
 
+class _Source(io.BytesIO):
+    """A file that may be read from only so often.
+
+    Pillow takes a file apart in Python, part by part, and meanwhile holds other threads up. A photo has a few dozen
+    parts; 20 MB can be made of five million, and would take seconds.
+    """
+
+    num_reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read, unless it was read too often already.
+
+        Raises: InvalidInput.
+        """
+        self.num_reads += 1
+        if self.num_reads > _MAX_READS:
+            raise InvalidInput(
+                "the picture is made of very many small parts; an ordinary file was expected, which has some dozen; "
+                "save it anew, without metadata"
+            )
+        return super().read(size)
+
+
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
         """Do nothing: the resolution is of no use here, and reading it warns of damaged EXIF data."""
@@ -63,9 +86,11 @@ _DAMAGE = (
 # Metadata whose copies Pillow joins or unpacks one by one: 4 MB of them took 5 s and more.
 _METADATA = {"JPEG": b"Exif\0\0", "PNG": b"iCCP"}
 _MAX_METADATA = 16
+_MAX_READS = 100_000  # some 0.2 s; a PNG of 50 MB in chunks of 8 kB, as libpng writes them, needs a quarter
 _MAX_PASSES = 50  # times `max_pixels`; a progressive JPEG usually has 10 scans
 _MAX_PASSED_PIXELS = 1_000_000_000  # where `max_pixels` is large: 25 scans of 40 megapixels take some seconds
 _MAX_RLE_PIXELS = 1_000_000  # at 0.1 µs a pixel
+_MAX_RLE_BYTES = 2_200_000  # a run of one pixel has two; of runs without a pixel there could be any number
 _MAX_SIDE_PIXELS = 65_535  # what JPEG and GIF can store; rows cost memory however short they are
 
 # EXIF orientation (Exif 3.0, tag 0x0112) → what makes the picture upright.
@@ -115,7 +140,8 @@ def read_picture(body: bytes, *, max_pixels: int, choose_size: Callable[[int, in
     """
     name, open_file = _find_format(body)
     try:
-        picture = open_file(io.BytesIO(body))
+        # The runs of a BMP are read one by one, and have limits of their own.
+        picture = open_file(io.BytesIO(body) if name == "BMP" else _Source(body))
         _check_limits(picture, body, max_pixels)
         size = picture.size
         scaled = picture.draft(None, choose_size(*size))
@@ -175,7 +201,7 @@ def _check_limits(picture: ImageFile.ImageFile, body: bytes, max_pixels: int) ->
     num_passes = body.count(b"\xff\xda") if picture.format == "JPEG" else 1
     is_unrolled_in_python = any(tile.codec_name == "bmp_rle" for tile in picture.tile)
     if num_pixels * num_passes > min(_MAX_PASSES * max_pixels, _MAX_PASSED_PIXELS) or (
-        is_unrolled_in_python and num_pixels > _MAX_RLE_PIXELS
+        is_unrolled_in_python and (num_pixels > _MAX_RLE_PIXELS or len(body) > _MAX_RLE_BYTES)
     ):
         raise InvalidInput(
             f"the {picture.format} file would take far longer to decode than others of its {width} x {height} pixels; "

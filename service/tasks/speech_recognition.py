@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.errors import InvalidInput, ModelFailed
 from service.sample import Arrays, Sample
 from service.tasks.audio import AUDIO_MEDIA_TYPES, AudioSpec, decode_audio
-from service.tasks.ctc import Hypothesis, Word, greedy, prefix_beam_search, split_words
+from service.tasks.ctc import Hypothesis, Word, greedy, split_words
 from service.tasks.language_model import SPACE, LanguageModel
 from service.tasks.log_mel import LogMelSpec, count_frames, log_mel, make_bands
+from service.tasks.prefix_beam_search import prefix_beam_search
 from service.tasks.task import Task, TaskResult
 
 MAX_BEAM_WIDTH = 64

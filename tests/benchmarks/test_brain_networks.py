@@ -10,7 +10,8 @@ from benchmarks import brain_networks
 from benchmarks.brain_network_report import render_cells
 from benchmarks.brain_network_rows import ROWS, TASKS, TaskSettings
 from benchmarks.brain_networks import Cell, list_cells, measure_cells
-from models.thc import Thc, ThcConfig
+from models.thc import Thc
+from models.thc_config import ThcConfig
 from tests.training.tiny_connectomes import write_connectomes
 
 

@@ -1,32 +1,48 @@
 import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.__main__ import FULL, main, report_gpu
 from benchmarks.__main__ import QUICK as QUICK_RUN
-from benchmarks.__main__ import main, report_gpu
-from benchmarks.gpu import QUICK, GpuFinding, Load, measure_gpu, render_gpu
+from benchmarks.gpu import ON_CPU, QUICK, measure_gpu
 from benchmarks.gpu_attention import AttentionPoint, plot_attention, render_attention
-from benchmarks.gpu_contestants import find_folders
+from benchmarks.gpu_report import GpuFinding
+from service.bundle import Bundle
 from service.devices import open_devices
+from service.runtimes.runtime import Runtime
+from service.sample import Arrays
 from tests.service.fake_nvml import FakeNvml
 
 BUNDLE = Path("bundles/thc-aal116-abide")
+# Compiling takes a minute; see test_gpu_contestants.
+NOT_COMPILED = replace(QUICK, contestants=("onnx", "torchscript", "eager"))
 
 
 @pytest.fixture(scope="module")
-def finding(tmp_path_factory: pytest.TempPathFactory) -> GpuFinding:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one shipped bundle in `bundles`."""
+    folder = tmp_path_factory.mktemp("gpu")
+    shutil.copytree(BUNDLE, folder / "bundles" / BUNDLE.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finding(root: Path) -> GpuFinding:
     """The whole command in haste, on the CPU, for one shipped bundle."""
-    root = tmp_path_factory.mktemp("gpu")
-    shutil.copytree(BUNDLE, root / "bundles" / BUNDLE.name)
     roots = (root / "bundles", root / "absent")
-    return measure_gpu("cpu", QUICK, cache=root / "cache", roots=roots)
+    return measure_gpu("cpu", NOT_COMPILED, cache=root / "cache", roots=roots)
 
 
 def test_every_contestant_answers_under_every_load(finding: GpuFinding) -> None:
     assert {load.contestant for load in finding.loads} == {"onnx", "eager"}
+    assert {(load.model, load.precision) for load in finding.loads} == {(BUNDLE.name, "fp32")}
     for contestant in ("onnx", "eager"):
         own = [load for load in finding.loads if load.contestant == contestant]
         assert {(load.num_connections, load.num_streams) for load in own} == {(1, 1), (1, 2), (4, 1), (4, 2)}
@@ -35,26 +51,57 @@ def test_every_contestant_answers_under_every_load(finding: GpuFinding) -> None:
         assert all(load.utilisation is None for load in own)
 
 
+def test_what_a_bundle_has_no_program_for_is_left_out_with_the_remedy(finding: GpuFinding, root: Path) -> None:
+    (line,) = finding.left_out
+    assert line.startswith(f"{root / 'bundles' / BUNDLE.name}, torchscript: BundleError: ")
+    assert "has no program for torchscript; `make programs` makes one" in line
+
+
 def test_attention_is_measured_in_all_its_kinds(finding: GpuFinding) -> None:
-    assert [point.attention for point in finding.attention] == ["full, torch SDPA", "clustered", "improved"]
+    kinds = ["full, torch SDPA", "full, torch SDPA, float16", "clustered", "improved"]
+    assert [point.attention for point in finding.attention] == kinds
     assert all(point.num_tokens == 256 and point.seconds > 0 for point in finding.attention)
 
 
-def test_the_report_has_a_row_for_each_load() -> None:
-    load = Load(
-        bundle="bundles/m",
-        contestant="onnx",
-        max_batch=8,
-        num_streams=2,
-        num_connections=64,
-        rate=1234.4,
-        p50_seconds=0.05,
-        p99_seconds=0.0712,
-        utilisation=0.876,
-    )
-    text = render_gpu(GpuFinding(device="cuda:0", loads=[load]))
-    assert text.splitlines()[0] == "Device: cuda:0"
-    assert text.splitlines()[-1] == "| bundles/m | onnx | 8 | 2 | 64 | 1234 | 50.00 | 71.20 | 88% |"
+class Broken:
+    """Stands for a runtime; adds something to every number, or fails."""
+
+    name, version, device, kernel, num_streams = "broken", "1", "cpu", "portable", 1
+
+    def __init__(self, runtime: Runtime, error: Exception | None) -> None:
+        self.runtime, self.error = runtime, error
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        if self.error:
+            raise self.error
+        return {name: array + 1 for name, array in self.runtime.run(inputs, outputs).items()}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(None, "differs from golden"), (RuntimeError("no more memory\nsecond line"), "no more memory")],
+)
+def test_a_contestant_that_fails_or_computes_something_else_is_left_out_and_the_rest_go_on(
+    monkeypatch: pytest.MonkeyPatch, root: Path, error: Exception | None, reason: str
+) -> None:
+    open_rightly = gpu.open_contestant
+
+    @contextmanager
+    def open_one(bundle: Bundle, name: str, device: str, *, cache: Path) -> Iterator[Runtime]:
+        with open_rightly(bundle, "onnx", device, cache=cache) as runtime:
+            yield Broken(runtime, error) if name == "eager" else runtime
+
+    monkeypatch.setattr(gpu, "open_contestant", open_one)
+    plan = replace(QUICK, contestants=("eager", "onnx"), connections=(1,), streams=(1,), sizes=())
+    found = measure_gpu("cpu", plan, cache=root / "cache", roots=(root / "bundles",))
+    assert {load.contestant for load in found.loads} == {"onnx"}
+    (line,) = found.left_out
+    assert f"{BUNDLE.name}, eager: " in line
+    assert reason in line
+    assert "\n" not in line
 
 
 def test_attention_is_written_and_drawn(tmp_path: Path) -> None:
@@ -74,7 +121,21 @@ def test_without_cuda_the_command_refuses_with_the_remedy(
     assert "--device cuda:0, but torch" in (text := capsys.readouterr().err)
     assert "finds no CUDA; install a build of torch with CUDA" in text
     with pytest.raises(RuntimeError, match="finds no CUDA"):
-        measure_gpu("cuda:0", QUICK, cache=tmp_path)
+        measure_gpu("cuda:0", QUICK, cache=tmp_path, roots=(Path("bundles"),))
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu.find_fault("cuda:1") is None
+    for device in ("cuda:2", "cuda", "gpu"):
+        assert gpu.find_fault(device) == f"--device {device}, but torch finds cuda:0, cuda:1; name one of them, or cpu"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_one_command_makes_the_programs_and_measures_them() -> None:
+    planned = subprocess.run(["make", "--dry-run", "bench-gpu"], capture_output=True, text=True, check=True).stdout
+    assert "-m export" in planned
+    assert planned.index("-m export") < planned.index("-m benchmarks gpu\n")
 
 
 def test_folders_without_bundles_are_refused(tmp_path: Path) -> None:
@@ -91,13 +152,34 @@ def test_the_utilisation_of_the_gpu_is_collected() -> None:
     assert set(found) == {0.25}
 
 
-def test_every_shipped_bundle_takes_part() -> None:
-    assert BUNDLE in find_folders(gpu.ROOTS)
-    assert len(find_folders(gpu.ROOTS[:1])) >= 4
-
-
 def test_the_command_writes_tables(monkeypatch: pytest.MonkeyPatch, finding: GpuFinding) -> None:
     monkeypatch.setattr("benchmarks.__main__.measure_gpu", lambda *args, **kw: finding)
     text = report_gpu(BUNDLE, QUICK_RUN, device="cpu")
-    assert "| bundle | runs |" in text
+    assert "| bundle | precision | runs |" in text
     assert "| attention | N |" in text
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "has_picture"), [("cpu", "programs-on-cpu", False), ("cuda:0", "gpu", True)]
+)
+def test_results_of_a_cpu_are_never_taken_for_those_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finding: GpuFinding, device: str, name: str, has_picture: bool
+) -> None:
+    plans = []
+
+    def measure(device: str, plan: gpu.Plan, *, cache: Path, roots: tuple[Path, ...]) -> GpuFinding:
+        plans.append(plan)
+        assert (Path("build/fp16") in roots) == (device != "cpu")
+        return finding if plan.sizes else replace(finding, attention=[])
+
+    monkeypatch.setattr("benchmarks.__main__.measure_gpu", measure)
+    monkeypatch.setattr("benchmarks.__main__.find_fault", lambda device: None)
+    monkeypatch.setattr("benchmarks.machine.RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "gpu", f"--device={device}"])
+    main()
+    assert plans == [ON_CPU if device == "cpu" else gpu.Plan()]
+    assert {path.name.split("_")[0] for path in tmp_path.iterdir()} == {name}
+    assert {path.suffix for path in tmp_path.iterdir()} == ({".md", ".png"} if has_picture else {".md"})
+    (text,) = (path.read_text() for path in tmp_path.glob("*.md"))
+    assert text.startswith(f"# {name}\n")
+    assert FULL.rounds  # main ran in earnest, not in haste

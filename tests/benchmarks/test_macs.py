@@ -7,9 +7,10 @@ from torch import nn
 
 from benchmarks.macs import count_macs, render_macs
 from models import BUILDERS
+from models.mta import Mta, MtaConfig
 from models.paca_seg import PACA_SEG_BASE, PACA_SEG_SMALL, PACA_SEG_TINY, PaCaSegmenter
 from models.paca_vit import PaCaViTConfig
-from models.tcformer import TCFORMER_BASE, Mta, MtaConfig, TCFormer, TCFormerClassifier, TCFormerConfig
+from models.tcformer import TCFORMER_BASE, TCFormer, TCFormerClassifier, TCFormerConfig
 from models.tcformer_v2 import TCFORMER_V2_RECONSTRUCTION_BASE, TCFormerV2ReconstructionSegmenter
 
 

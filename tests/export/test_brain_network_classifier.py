@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from export.brain_network_classifier import BrainNetworkProgram, count_near_ties, plan_brain_network_classifier
 from export.source import Source
 from models import BUILDERS
-from models.thc import Thc, ThcConfig
+from models.thc import Thc
+from models.thc_config import ThcConfig
 from service.bundle import Manifest, Normalisation, open_bundle
 from service.runtimes.onnx import open_onnx
 from service.sample import Sample

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,17 @@ from torch import nn
 from export import bundles
 from export.bundles import CARD, GOLDEN, PROGRAM, save_weights, write_bundle
 from export.model_card import render_model_card
+from export.parity import MAX_SHARE_OFF_FP16
 from export.plan import Plan
 from export.planners import make_plan
 from export.source import WEIGHTS, Source, read_source
-from service.bundle import MANIFEST, open_bundle
-from service.endpoint import open_endpoint
+from service.bundle import MANIFEST, Parity, open_bundle
 from service.metrics import Metrics
+from service.opening import open_endpoint
 from service.settings import Settings
 from tests.export.conftest import make_model, quiet_exporter
+
+PARITY = Parity(inputs="none", batch_sizes=(1,), max_relative_error={})
 
 ReadSource = Callable[[], tuple[Source, nn.Module]]
 
@@ -185,3 +189,52 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, source_and_model: ReadSourc
 
 def test_whoever_may_read_one_file_may_read_all(bundle_folder: Path) -> None:
     assert len({path.stat().st_mode for path in bundle_folder.iterdir()}) == 1
+
+
+# Precision
+
+
+def test_a_manifest_of_the_usual_precision_says_what_it_always_said(bundle_folder: Path) -> None:
+    assert "precision" not in json.loads((bundle_folder / MANIFEST).read_text())
+    assert open_bundle(bundle_folder).manifest.precision == "fp32"
+    assert "Precision" not in (bundle_folder / CARD).read_text()
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_a_bundle_in_fp16_says_so_and_has_the_tolerances_that_fit(
+    bundle_folder: Path, tmp_path: Path, source_and_model: ReadSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved: list[nn.Module] = []
+    monkeypatch.setattr(bundles, "halve", lambda program: halved.append(program) or program)
+    out = tmp_path / "bundle"
+    manifest = write_bundle(*source_and_model(), out, precision="fp16")
+    assert len(halved) == 1
+    assert json.loads((out / MANIFEST).read_text())["precision"] == "fp16"
+    assert "| Precision of the program | float16 in layers" in (out / CARD).read_text()
+    _, golden = open_bundle(out).read_golden()
+    largest = max(float(np.abs(array).max()) for array in golden.values())
+    assert manifest.golden.atol == pytest.approx(1e-2 * largest)
+    assert (manifest.golden.rtol, manifest.golden.max_share_off) == (1e-2, 0)
+    again = read_source(out)[1].state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in source_and_model()[1].state_dict().items())
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_golden_vectors_of_a_bundle_in_fp16_hold_no_decisions_which_may_be_others(
+    tmp_path: Path, source_and_model: ReadSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(source: Source, model: nn.Module) -> Plan:
+        made = make_plan(source, model)
+        decided = replace(made, max_share_off=0.05)
+        run = decided.run
+        object.__setattr__(
+            decided, "run", lambda inputs: run(inputs) | {"clusters_stage1": run(inputs)["clusters_stage1"].astype(int)}
+        )
+        return decided
+
+    monkeypatch.setattr(bundles, "make_plan", plan)
+    monkeypatch.setattr(bundles, "measure_parity", lambda plan, runtime, *, precision: PARITY)
+    out = tmp_path / "bundle"
+    manifest = write_bundle(*source_and_model(), out, precision="fp16")
+    assert manifest.golden.outputs == ("logits", "evidence")
+    assert manifest.golden.max_share_off == MAX_SHARE_OFF_FP16

@@ -15,7 +15,8 @@ def run(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, *arguments: str) -
     """Run the command; gives the folders that it wrote to, in place of writing."""
     written: list[Path] = []
 
-    def write(source: Source, model: Any, out: Path, *, runtimes: Sequence[str]) -> Any:
+    def write(source: Source, model: Any, out: Path, *, runtimes: Sequence[str], precision: str) -> Any:
+        assert precision == ("fp16" if "fp16" in arguments else "fp32")
         written.append(out)
         return open_bundle(bundle_folder).manifest
 
@@ -52,6 +53,26 @@ def test_a_bundle_with_a_torchscript_program_goes_to_those_that_are_made_where_t
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, bundle_folder, str(run_folder), "--runtime", "torchscript") == [out]
     assert run(monkeypatch, bundle_folder, str(run_folder), "--runtime", "onnx", "--runtime", "torchscript") == [out]
+
+
+@pytest.mark.parametrize("runtimes", [[], ["--runtime", "onnx", "--runtime", "torchscript"]])
+def test_a_bundle_in_fp16_goes_to_those_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, run_folder: Path, tmp_path: Path, runtimes: list[str]
+) -> None:
+    out = Path("build/fp16/paca-vit-of-tests")
+    (tmp_path / out).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, bundle_folder, str(run_folder), "--precision", "fp16", *runtimes) == [out]
+    elsewhere = ["--precision", "fp16", "--out", str(bundle_folder)]
+    assert run(monkeypatch, bundle_folder, str(run_folder), *elsewhere) == [bundle_folder]
+
+
+def test_a_precision_that_there_is_not_is_refused(
+    monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, bundle_folder, str(run_folder), "--precision", "bf16")
+    assert "'fp32', 'fp16'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from export.bundles import PROGRAM
-from export.parity import MAX_RELATIVE_ERROR, measure_parity, row_errors
+from export.forced_decisions import run_with_decisions
+from export.parity import MAX_RELATIVE_ERROR, MAX_SHARE_OFF_FP16, TOLERANCES, measure_parity, row_errors
 from export.plan import BATCH_SIZES, EXPORT_BATCH, Plan
 from export.planners import make_plan
 from export.source import read_source
 from service.bundle import TensorSpec
 from service.runtimes.onnx import OnnxRuntime, open_onnx
 from service.sample import Arrays
+from tests.export.tiny_pictures import CLASSIFIERS, make_picture_model, make_picture_source
+from tests.export.tiny_recogniser import CLUSTERED, CONFIG, make_recogniser, make_speech_source
+
+assert CONFIG.attention is not None
+NUM_CLUSTERS = CONFIG.attention.num_clusters
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +160,90 @@ def test_the_error_is_relative_to_the_largest_magnitude() -> None:
     expected = np.array([[1.0, -4.0], [2.0, 1.0]], np.float32)
     errors = row_errors(expected + np.array([[0, 0], [0.5, 0.25]], np.float32), expected)
     np.testing.assert_array_equal(errors, [0, 0.125])
+
+
+# Programs in float16
+
+
+@pytest.fixture(scope="module")
+def speech_plan() -> Plan:
+    return make_plan(make_speech_source(CLUSTERED), make_recogniser(CLUSTERED))
+
+
+def spoil_clusters(plan: Plan, share: float) -> Callable[[Arrays, Arrays], Arrays]:
+    """Moves a share of the clustered queries to the next cluster, and computes all else accordingly."""
+
+    def spoil(inputs: Arrays, found: Arrays) -> Arrays:
+        clusters = found["clusters"].copy()
+        is_clustered = (clusters >= 0) & (clusters < NUM_CLUSTERS)
+        is_moved = is_clustered & (np.random.default_rng(0).random(clusters.shape) < share)
+        clusters[is_moved] = (clusters[is_moved] + 1) % NUM_CLUSTERS
+        return run_with_decisions(plan, inputs, {"clusters": clusters})
+
+    return spoil
+
+
+class SpoiledPlan(SpoiledRuntime):
+    """A module whose outputs are spoiled, knowing its inputs."""
+
+    def __init__(self, plan: Plan, spoil_one: Callable[[Arrays, Arrays], Arrays]) -> None:
+        super().__init__(lambda inputs: spoil_one(inputs, plan.run(inputs)), lambda found: found)
+
+
+@pytest.mark.parametrize("name", ["speech", "tcformer", "tcformer-v2-reconstruction"])
+def test_with_a_module_s_own_decisions_it_gives_its_own_outputs(speech_plan: Plan, name: str) -> None:
+    plan = speech_plan
+    if name != "speech":
+        plan = make_plan(make_picture_source("image-classification"), make_picture_model(CLASSIFIERS[name]))
+    for batch in plan.parity_batches:
+        expected = plan.run(batch)
+        for output, array in run_with_decisions(plan, batch, expected).items():
+            np.testing.assert_allclose(array, expected[output], atol=1e-5 * np.abs(expected[output]).max(), rtol=0)
+
+
+def test_with_other_decisions_it_gives_other_outputs_and_then_its_own_again(speech_plan: Plan) -> None:
+    batch = speech_plan.parity_batches[-2]
+    expected = speech_plan.run(batch)
+    found = spoil_clusters(speech_plan, 0.5)(batch, expected)
+    assert row_errors(found["log_probs"], expected["log_probs"]).max() > TOLERANCES["fp16"]
+    for name, array in speech_plan.run(batch).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_program_in_fp16_may_decide_otherwise_if_all_else_follows_from_it(speech_plan: Plan) -> None:
+    parity = measure_parity(speech_plan, SpoiledPlan(speech_plan, spoil_clusters(speech_plan, 0.01)), precision="fp16")
+    assert 0 < parity.share_of_rows_off["clusters"] <= MAX_SHARE_OFF_FP16
+    assert max(parity.max_relative_error.values()) <= 1e-5
+
+
+def test_a_program_in_fp16_that_decides_too_much_otherwise_is_refused(speech_plan: Plan) -> None:
+    runtime = SpoiledPlan(speech_plan, spoil_clusters(speech_plan, 0.9))
+    with pytest.raises(ValueError, match=r"allowed is 1e-02, and more in at most 15\.00%"):
+        measure_parity(speech_plan, runtime, precision="fp16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_one_row_that_does_not_follow_from_a_program_s_decisions_is_refused(speech_plan: Plan, value: float) -> None:
+    def spoil(inputs: Arrays, found: Arrays) -> Arrays:
+        found["log_probs"][0, 3, 1] += np.float32(value)
+        return found
+
+    with pytest.raises(ValueError, match=r"in log_probs, .* more in at most 0\.00%"):
+        measure_parity(speech_plan, SpoiledPlan(speech_plan, spoil), precision="fp16")
+
+
+@pytest.mark.parametrize(("error", "is_allowed"), [(0.005, True), (0.02, False)])
+def test_the_tolerance_is_that_of_the_precision(plan: Plan, error: float, is_allowed: bool) -> None:
+    def spoil(inputs: Arrays, found: Arrays) -> Arrays:
+        found["logits"][-1, 0] += np.float32(error * np.abs(found["logits"]).max())
+        return found
+
+    spoiled = SpoiledPlan(plan, spoil)
+    if is_allowed:
+        parity = measure_parity(plan, spoiled, precision="fp16")
+        assert parity.max_relative_error["logits"] == pytest.approx(error, rel=1e-3)
+    else:
+        with pytest.raises(ValueError, match="in logits"):
+            measure_parity(plan, spoiled, precision="fp16")
+    with pytest.raises(ValueError, match="in logits"):
+        measure_parity(plan, spoiled)

@@ -27,8 +27,8 @@ from export.speech_recognizer import (
 )
 from service.bundle import Normalisation, open_bundle
 from service.collate import pad
-from service.endpoint import open_endpoint
 from service.metrics import Metrics
+from service.opening import open_endpoint
 from service.runtimes.onnx import OnnxRuntime, open_onnx
 from service.settings import Settings
 from service.tasks.speech_recognition import SPEECH_RECOGNITION, SpeechRecognitionOptions, SpeechRecognitionSpec

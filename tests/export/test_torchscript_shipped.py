@@ -37,12 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 RELATIVE = 1e-4  # numbers in answers; float32 in another order of sums
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-# Exporting a recogniser takes most of a minute; a small one of its kind is among the tests that always run.
-LENGTHY = [folder for folder in BUNDLES if open_bundle(folder).manifest.task == "speech-recognition"]
-parametrize_bundles = pytest.mark.parametrize(
-    "folder",
-    [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if f in LENGTHY else []) for f in BUNDLES],
-)
+parametrize_bundles = pytest.mark.parametrize("folder", [pytest.param(folder, id=folder.name) for folder in BUNDLES])
 Made = Callable[[Path], tuple[Plan, Path]]
 
 

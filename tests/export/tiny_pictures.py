@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from export.source import Source
+from models.mta import MtaConfig
 from models.paca_seg import PaCaFpnSegmenter, PaCaSegmenter
 from models.paca_teacher import PaCaTeacherConfig, PaCaTeacherViTClassifier
 from models.paca_vit import PaCaViTConfig
 from models.semantic_fpn import SemanticFpnConfig
-from models.tcformer import MtaConfig, TCFormerClassifier, TCFormerConfig, TCFormerSegmenter
+from models.tcformer import TCFormerClassifier, TCFormerConfig, TCFormerSegmenter
 from models.tcformer_v2 import (
     TCFormerV2ReconstructionClassifier,
     TCFormerV2ReconstructionConfig,

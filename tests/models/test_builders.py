@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models import BUILDERS
+from tests.models.picture_laws import assert_gradients_reach_every_parameter, filled, pictures
 
 NUM_CLASSES = 10
 
@@ -19,22 +20,14 @@ NAMES = [name for name in BUILDERS if name.startswith("paca-vit-") and not name[
 @pytest.fixture(scope="module", params=NAMES)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    built = BUILDERS[request.param](num_classes=NUM_CLASSES).eval()
-    for parameter in built.parameters():
-        if not parameter.any():  # fresh biases and the ends of residual branches
-            nn.init.normal_(parameter, std=0.05)
-    return built
-
-
-def pictures(rows: int = 64, columns: int = 64) -> Tensor:
-    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+    return filled(BUILDERS[request.param](num_classes=NUM_CLASSES)).eval()
 
 
 @torch.no_grad()
 def test_a_picture_gives_the_same_alone_and_in_a_batch(model: nn.Module) -> None:
-    logits, clusters = model(pictures())
+    logits, clusters = model(pictures(64, 64))
     for i in range(2):
-        logits_alone, clusters_alone = model(pictures()[i : i + 1])
+        logits_alone, clusters_alone = model(pictures(64, 64)[i : i + 1])
         torch.testing.assert_close(logits_alone[0], logits[i], atol=1e-5, rtol=1e-5)
         for together, alone in zip(clusters, clusters_alone, strict=True):
             torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-4)
@@ -42,7 +35,7 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(model: nn.Module) -> None
 
 @torch.no_grad()
 def test_the_same_picture_gives_the_same_output(model: nn.Module) -> None:
-    torch.testing.assert_close(model(pictures()), model(pictures()), atol=0, rtol=0)
+    torch.testing.assert_close(model(pictures(64, 64)), model(pictures(64, 64)), atol=0, rtol=0)
 
 
 @torch.no_grad()
@@ -57,12 +50,9 @@ def test_pictures_of_any_size_are_taken(model: nn.Module) -> None:
 
 def test_gradients_reach_every_parameter(model: nn.Module) -> None:
     model.zero_grad()
-    logits, _ = model(pictures())
+    logits, _ = model(pictures(64, 64))
     logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.endswith(WITHOUT_EFFECT), name
+    assert_gradients_reach_every_parameter(model, without_effect=WITHOUT_EFFECT)
 
 
 # SPEC of PaCa-ViT, section 6, measured with the official code: millions of parameters with 1000 classes.

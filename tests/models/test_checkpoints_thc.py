@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import STORED_MEANS, THC, drop_encoder_aliases, load_official, split_in_projections
-from models.thc import Thc, ThcConfig
+from models.thc import Thc
+from models.thc_config import ThcConfig
 
 CONFIG = ThcConfig(
     num_regions=8,

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from models.layers import ConvMlp, DropPath, map_to_tokens, tokens_to_map
+from models.layers import ConvMlp, DropPath, drop_path_rates, initialise_linear, map_to_tokens, tokens_to_map
 
 
 def test_tokens_stand_on_the_map_row_by_row() -> None:
@@ -34,6 +35,22 @@ def test_drop_path_drops_whole_samples_and_scales_up_the_others() -> None:
 def test_a_drop_path_rate_that_is_no_probability_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=str(rate)):
         DropPath(rate)
+
+
+def test_drop_path_rates_rise_evenly_over_all_stages() -> None:
+    assert drop_path_rates((2, 1, 2), 0.5) == [[0.0, 0.125], [0.25], [0.375, 0.5]]
+    assert drop_path_rates((1,), 0.5) == [[0.0]]
+
+
+def test_fresh_weights_are_small_and_biases_zero_in_linear_layers_alone() -> None:
+    torch.manual_seed(0)
+    linear, norm = nn.Linear(64, 64), nn.LayerNorm(4)
+    initialise_linear(linear)
+    initialise_linear(norm)
+    initialise_linear(nn.Linear(2, 2, bias=False))
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not linear.bias.any()
+    assert norm.weight.eq(1).all()
 
 
 def test_the_convolution_of_the_mlp_is_added_to_the_hidden_layer() -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models import BUILDERS
+from tests.models.picture_laws import assert_gradients_reach_every_parameter, filled, pictures
 
 L = 3
 SEGMENTERS = ("paca-fpn-micro", "tcformer-fpn-micro", "tcformer-v2-reconstruction-fpn-micro")
@@ -12,15 +13,7 @@ SEGMENTERS = ("paca-fpn-micro", "tcformer-fpn-micro", "tcformer-v2-reconstructio
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = BUILDERS[name](num_classes=L)
-    for parameter in model.parameters():
-        if not parameter.any():  # fresh biases and the ends of residual branches
-            nn.init.normal_(parameter, std=0.05)
-    return model
-
-
-def pictures(rows: int, columns: int) -> Tensor:
-    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+    return filled(BUILDERS[name](num_classes=L))
 
 
 @torch.no_grad()
@@ -50,10 +43,7 @@ def test_gradients_reach_every_parameter_in_half_precision(name: str, size: tupl
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(pictures(*size))[0].float().square().mean().backward()
     without_effect = (".attention.k.bias", ".attention.clustering.out.bias")  # as in `test_builders.py`
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.any() or parameter_name.endswith(without_effect), parameter_name
+    assert_gradients_reach_every_parameter(model, without_effect=without_effect)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.checkpoints import load_official
@@ -24,7 +22,8 @@ from models.paca_seg import (
 from models.paca_vit import PaCaViTConfig
 from models.semantic_fpn import SemanticFpnConfig
 from tests.golden_files import golden_files
-from tests.models.golden_pictures import assert_stored_outputs
+from tests.models.golden_pictures import assert_stored_outputs, read_golden, taken
+from tests.models.picture_laws import assert_gradients_reach_every_parameter, filled, pictures
 from tests.models.test_paca_vit import SMALL, config_from_official, record
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "paca_seg")
@@ -43,17 +42,12 @@ def head_from_official(head: dict[str, Any], config: PaCaViTConfig) -> dict[str,
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_outputs_of_paca_segmentation_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     official = json.loads(metadata["config"])
     config = config_from_official({name: value for name, value in official.items() if name != "out_indices"})
     model = PaCaSegmenter(config, **head_from_official(json.loads(metadata["seg_head"]), config)).eval()
-    weights = {
-        name.replace("head.sd.", "decode_head.").replace("sd.", "backbone."): stored.pop(name)
-        for name in list(stored)
-        if name.startswith(("sd.", "head.sd."))
-    }
+    weights = {f"decode_head.{name}": tensor for name, tensor in taken(stored, "head.sd.").items()}
+    weights |= {f"backbone.{name}": tensor for name, tensor in taken(stored, "sd.").items()}
     load_official(model, weights, paca_seg_renames(config.clustering, num_stages=len(config.dims)))
     seen = record(model, monkeypatch)
     for s, stage in enumerate(model.backbone.stages):
@@ -81,31 +75,20 @@ def test_official_heads_that_are_not_built_are_refused(head: dict[str, Any], mes
         head_from_official(head, SMALL)
 
 
-def filled(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        if not parameter.any():  # fresh biases and the ends of residual branches
-            nn.init.normal_(parameter, std=0.05)
-    return model.eval()
-
-
 @pytest.fixture(params=["paca head", "fpn head"])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     config = replace(SMALL, depths=(2, 1))
     if request.param == "paca head":
-        return filled(PaCaSegmenter(config, num_classes=5, head_dim=12))
-    return filled(PaCaFpnSegmenter(config, num_classes=5, head=SemanticFpnConfig(pyramid_dim=12, dim=8)))
-
-
-def pictures(rows: int = 32, columns: int = 32) -> Tensor:
-    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+        return filled(PaCaSegmenter(config, num_classes=5, head_dim=12)).eval()
+    return filled(PaCaFpnSegmenter(config, num_classes=5, head=SemanticFpnConfig(pyramid_dim=12, dim=8))).eval()
 
 
 @torch.no_grad()
 def test_a_picture_gives_the_same_alone_and_in_a_batch(model: nn.Module) -> None:
-    together = model(pictures())
+    together = model(pictures(32, 32))
     for i in range(2):
-        alone = model(pictures()[i : i + 1])
+        alone = model(pictures(32, 32)[i : i + 1])
         torch.testing.assert_close(alone[0][0], together[0][i], atol=1e-6, rtol=1e-5)
         for a, b in zip(alone[1], together[1], strict=True):
             torch.testing.assert_close(a[0], b[i], atol=1e-7, rtol=1e-4)
@@ -124,12 +107,9 @@ def test_logits_have_a_quarter_of_the_pictures_size(
 
 
 def test_gradients_reach_every_parameter(model: nn.Module) -> None:
-    logits, _, *scores = model(pictures())
+    logits, _, *scores = model(pictures(32, 32))
     (logits.square().sum() + sum(score.square().sum() for score in scores)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.endswith("attention.k.bias"), name
+    assert_gradients_reach_every_parameter(model, without_effect=("attention.k.bias",))
 
 
 def test_the_clusters_of_the_head_are_as_many_as_classes() -> None:

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from models.checkpoints import load_official
 from models.checkpoints_tcformer import paca_teacher_renames
@@ -22,7 +19,8 @@ from models.paca_teacher import (
 )
 from models.paca_vit import PaCaViTConfig
 from tests.golden_files import golden_files
-from tests.models.golden_pictures import assert_stored_outputs
+from tests.models.golden_pictures import assert_stored_outputs, read_golden, read_metadata, taken
+from tests.models.picture_laws import assert_gradients_reach_every_parameter, filled, pictures
 from tests.models.test_paca_vit import config_from_official as vit_from_official
 from tests.models.test_paca_vit import record
 
@@ -70,15 +68,12 @@ def config_from_official(official: Mapping[str, Any]) -> PaCaTeacherConfig:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_outputs_of_paca_vit_with_a_teacher_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     official = json.loads(metadata["config"])
     config = config_from_official(official)
     model = PaCaTeacherViTClassifier(config, num_classes=official["num_classes"]).eval()
-    weights = {name: stored.pop(name) for name in list(stored) if name.startswith("sd.")}
     renames = paca_teacher_renames(num_stages=len(config.dims))
-    load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
+    load_official(model, taken(stored, "sd."), renames)
     seen = record(model, monkeypatch)
 
     assert_stored_outputs(model, seen, stored, metadata, needed="logits")
@@ -87,8 +82,7 @@ def test_golden_outputs_of_paca_vit_with_a_teacher_are_reproduced(path: Path, mo
 @pytest.mark.skipif(not GOLDEN, reason="GOLDEN_ROOT holds no golden file of a teacher")
 @pytest.mark.parametrize("change", [{"type": "PaCaTeacher_Other"}, {"stem_cfg": {}}, {"drop_path_rate": 0.1}])
 def test_official_settings_that_are_not_built_are_refused(change: dict[str, object]) -> None:
-    with safe_open(GOLDEN[0], "pt") as file:
-        official = json.loads(file.metadata()["config"])
+    official = json.loads(read_metadata(GOLDEN[0])["config"])
     with pytest.raises(ValueError, match=next(iter(change))):
         config_from_official(official | {"paca_teacher_cfg": official["paca_teacher_cfg"] | change})
 
@@ -96,22 +90,16 @@ def test_official_settings_that_are_not_built_are_refused(change: dict[str, obje
 def small_model(config: PaCaTeacherConfig = SMALL) -> PaCaTeacherViTClassifier:
     torch.manual_seed(0)
     model = PaCaTeacherViTClassifier(config, num_classes=3).eval()
-    for parameter in model.parameters():
-        if not parameter.any():  # fresh biases and the ends of residual branches
-            nn.init.normal_(parameter, std=0.05)
+    filled(model)
     return model
-
-
-def pictures(rows: int = 32, columns: int = 32) -> Tensor:
-    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def test_a_picture_gives_the_same_alone_and_in_a_batch() -> None:
     model = small_model()
-    logits, clusters = model(pictures())
+    logits, clusters = model(pictures(32, 32))
     for i in range(2):
-        logits_alone, clusters_alone = model(pictures()[i : i + 1])
+        logits_alone, clusters_alone = model(pictures(32, 32)[i : i + 1])
         torch.testing.assert_close(logits_alone[0], logits[i], atol=1e-6, rtol=1e-5)
         for together, alone in zip(clusters, clusters_alone, strict=True):
             torch.testing.assert_close(alone[0], together[i], atol=1e-7, rtol=1e-4)
@@ -130,26 +118,23 @@ def test_assignments_are_distributions_over_patches_at_any_size(size: tuple[int,
 
 def test_gradients_reach_every_parameter() -> None:
     model = small_model()
-    model(pictures())[0].square().sum().backward()
+    model(pictures(32, 32))[0].square().sum().backward()
     # Softmax ignores what is added to all keys, or to all patches of a cluster.
     without_effect = ("attention.k.bias", *(f"to_clusters.{i}.bias" for i in range(2)))
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.endswith(without_effect), name
+    assert_gradients_reach_every_parameter(model, without_effect=without_effect)
 
 
 @torch.no_grad()
 def test_features_of_the_teacher_are_added_only_where_the_config_says_so() -> None:
     led, added = small_model(replace(SMALL, adds_features=False)), small_model()
     led.load_state_dict(added.state_dict())
-    assert (led(pictures())[0] - added(pictures())[0]).abs().max() > 1e-3
+    assert (led(pictures(32, 32))[0] - added(pictures(32, 32))[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_a_stage_without_clusters_attends_to_all_patches() -> None:
     model = small_model(replace(SMALL, vit=replace(SMALL.vit, num_clusters=(6, 0))))
-    assert [assignment.shape[1] for assignment in model(pictures())[1]] == [6]
+    assert [assignment.shape[1] for assignment in model(pictures(32, 32))[1]] == [6]
 
 
 def test_the_blur_keeps_a_plain_map_and_halves_a_checkerboard() -> None:

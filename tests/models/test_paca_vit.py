@@ -6,25 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import paca_vit
+from models import paca_blocks
 from models.attention import attention_weights
 from models.checkpoints import load_official, paca_vit_renames
-from models.clustering import soft_assignment
 from models.layers import tokens_to_map
-from models.paca_vit import (
-    ConvClustering,
-    MlpClustering,
-    PaCaAttention,
-    PaCaViTClassifier,
-    PaCaViTConfig,
-)
+from models.paca_vit import PaCaViTClassifier, PaCaViTConfig
 from tests.golden_files import golden_files
-from tests.models.golden_pictures import assert_stored_outputs
-from tests.oracles import paca_attention as oracle
+from tests.models.golden_pictures import assert_stored_outputs, read_golden, read_metadata, taken
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "paca_conv", "paca_mlp", "paca_eps")
 
@@ -74,7 +64,7 @@ def config_from_official(official: Mapping[str, Any]) -> PaCaViTConfig:
 def record(model: PaCaViTClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Fill the dictionary with every intermediate of a call, under the names of the golden files."""
     seen: dict[str, Tensor] = {}
-    full_attention, weights = paca_vit.full_attention, []
+    full_attention, weights = paca_blocks.full_attention, []
 
     def recording_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights.append(attention_weights(q, k))
@@ -87,7 +77,7 @@ def record(model: PaCaViTClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[st
 
         module.register_forward_hook(hook)
 
-    monkeypatch.setattr(paca_vit, "full_attention", recording_attention)
+    monkeypatch.setattr(paca_blocks, "full_attention", recording_attention)
     for s, stage in enumerate(model.backbone.stages, start=1):
         keep(stage.norm, f"norm{s}.x")
         for b, block in enumerate(stage.blocks):
@@ -105,15 +95,12 @@ def record(model: PaCaViTClassifier, monkeypatch: pytest.MonkeyPatch) -> dict[st
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_outputs_of_paca_vit_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     official = json.loads(metadata["config"])
     config = config_from_official(official)
     model = PaCaViTClassifier(config, num_classes=official["num_classes"]).eval()
-    weights = {name: stored.pop(name) for name in list(stored) if name.startswith("sd.")}
     renames = paca_vit_renames(config.clustering, num_stages=len(config.dims))
-    load_official(model, {name.removeprefix("sd."): tensor for name, tensor in weights.items()}, renames)
+    load_official(model, taken(stored, "sd."), renames)
     seen = record(model, monkeypatch)
 
     assert_stored_outputs(model, seen, stored, metadata, needed="logits")
@@ -130,38 +117,9 @@ def test_golden_outputs_of_paca_vit_are_reproduced(path: Path, monkeypatch: pyte
 )
 @pytest.mark.skipif(not GOLDEN, reason="GOLDEN_ROOT holds no golden file of PaCa-ViT")
 def test_official_settings_that_are_not_built_are_refused(change: dict[str, object], message: str) -> None:
-    with safe_open(GOLDEN[0], "pt") as file:
-        official = json.loads(file.metadata()["config"])
+    official = json.loads(read_metadata(GOLDEN[0])["config"])
     with pytest.raises(ValueError, match=message):
         config_from_official(official | {"paca_cfg": official["paca_cfg"] | change})
-
-
-@pytest.mark.parametrize("num_clusters", [5, 0])
-def test_patch_to_cluster_attention_equals_the_naive_loop(num_clusters: int) -> None:
-    torch.manual_seed(0)
-    config = replace(SMALL, num_clusters=(num_clusters, 0), cluster_norm_eps=0.1)
-    clustering = ConvClustering(8, num_clusters, kernel_size=3) if num_clusters else None
-    attention = PaCaAttention(config, 0, clustering=clustering).double()
-    x = torch.randn(2, 12, 8, dtype=torch.float64)
-    parameters = {name: parameter.detach().numpy() for name, parameter in attention.named_parameters()}
-    expected_clusters = oracle.soft_assignment(clustering(x, (3, 4)).detach().numpy()) if clustering else None
-    expected = oracle.patch_to_cluster_attention(x.numpy(), expected_clusters, parameters, num_heads=2, eps=0.1)
-    out, clusters = attention(x, (3, 4), None)
-    torch.testing.assert_close(out, torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
-    if expected_clusters is None:
-        assert clusters is None
-    else:
-        torch.testing.assert_close(clusters, torch.from_numpy(expected_clusters), atol=1e-14, rtol=1e-12)
-
-
-def test_an_assignment_of_an_earlier_block_is_used_where_a_block_makes_none() -> None:
-    torch.manual_seed(0)
-    making = PaCaAttention(SMALL, 0, clustering=MlpClustering(8, 6, hidden_dim=16))
-    using = PaCaAttention(SMALL, 0, clustering=None)
-    using.load_state_dict({n: w for n, w in making.state_dict().items() if not n.startswith("clustering.")})
-    x = torch.randn(2, 12, 8)
-    clusters = soft_assignment(making.clustering(x, (3, 4)))
-    torch.testing.assert_close(using(x, (3, 4), clusters), making(x, (3, 4), None), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("every", "makers"), [(0, [0]), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (7, [0])])

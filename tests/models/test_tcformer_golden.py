@@ -5,21 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models import density_peaks, token_blocks, token_exchange
 from models.checkpoints_tcformer import load_tcformer
 from models.density_peaks import DensityPeaks, dpc_knn
-from models.tcformer import Mta, MtaConfig, TCFormerClassifier, TCFormerConfig
+from models.mta import Mta, MtaConfig
+from models.tcformer import TCFormerClassifier, TCFormerConfig
 from models.token_blocks import Tokens
 from models.token_exchange import grid_index, link_tokens, map2token, token2map
 from models.token_merging import merge_tokens, token_downup
 from tests.golden_files import golden_files
+from tests.models.golden_pictures import assert_reproduced, assert_stored_outputs, read_golden, read_metadata, taken
 
 SYSTEM = "tcformer_and_paca_vit"
-GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
 MODELS = golden_files(SYSTEM, "tcformer_")
 BACKBONE_ARGUMENTS = {"embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "sample_ratios", "k"}
 MTA_ARGUMENTS = {
@@ -36,26 +35,12 @@ MTA_ARGUMENTS = {
 
 def cases(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Settings and tensors of each case of a file, which must be named in its metadata."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     for name in sorted(metadata):
-        tensors = {key.removeprefix(f"{name}."): stored.pop(key) for key in list(stored) if key.startswith(f"{name}.")}
+        tensors = taken(stored, f"{name}.")
         if tensors:
             yield json.loads(metadata[name]), tensors
     assert stored == {}, "stored but not compared"
-
-
-def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Hold whole numbers to equality and others to the tolerance."""
-    assert expected.keys() <= found.keys(), "stored but not compared"
-    assert {k: found[k].shape for k in expected} == {k: want.shape for k, want in expected.items()}
-    whole = {k for k, want in expected.items() if not want.is_floating_point()}
-    assert {k: int((found[k] != expected[k]).sum()) for k in whole if found[k].ne(expected[k]).any()} == {}
-    errors = {
-        k: ((found[k] - want).abs().max() / want.abs().max()).item() for k, want in expected.items() if k not in whole
-    }
-    assert {k: error for k, error in errors.items() if not error <= GOLDEN_TOLERANCE} == {}
 
 
 def with_farthest_pair_of_the_batch(scores: Tensor, density: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,7 +81,7 @@ def test_golden_clusters_of_tcformer_are_reproduced(
             "index_down": peaks.centers,
             "idx_cluster": peaks.clusters,
         }
-        check(found, expected)
+        assert_reproduced(found, expected)
 
 
 @pytest.mark.parametrize("path", golden_files(SYSTEM, "token_ops"), ids=lambda path: path.stem)
@@ -125,7 +110,7 @@ def test_golden_exchange_of_tcformer_is_reproduced(
             "downup_to_fine": token_downup(merged, token_of_cell, idx_token, cell_weights, num_targets=num_tokens),
             "downup_to_coarse": token_downup(x, idx_token, token_of_cell, merged_weights, num_targets=num_clusters),
         }
-        check(found, expected)
+        assert_reproduced(found, expected)
 
 
 def config_from_official(official: Mapping[str, Any]) -> TCFormerConfig:
@@ -203,9 +188,7 @@ def record(model: TCFormerClassifier, necks: list[Mta], monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_golden_outputs_of_tcformer_are_reproduced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     official = json.loads(metadata["config"])
     config = config_from_official(official["backbone"])
     model = TCFormerClassifier(config, num_classes=official["num_classes"]).eval()
@@ -217,19 +200,7 @@ def test_golden_outputs_of_tcformer_are_reproduced(path: Path, monkeypatch: pyte
         load_tcformer(nn.ModuleDict({"neck": necks[-1]}), weights)
     seen = record(model, necks, monkeypatch)
 
-    for i in range(len(json.loads(metadata["sizes"]))):
-        with torch.no_grad():
-            model(stored.pop(f"in{i}.image"))
-        expected = taken(stored, f"in{i}.")
-        assert "logits" in expected
-        check(seen, expected)
-        seen.clear()
-    assert stored == {}, "stored but not compared"
-
-
-def taken(stored: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove the tensors with this prefix, and give them without it."""
-    return {name.removeprefix(prefix): stored.pop(name) for name in list(stored) if name.startswith(prefix)}
+    assert_stored_outputs(model, seen, stored, metadata, needed="logits")
 
 
 @pytest.mark.parametrize(
@@ -238,8 +209,7 @@ def taken(stored: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 )
 @pytest.mark.skipif(not MODELS, reason="GOLDEN_ROOT holds no golden file of TCFormer")
 def test_official_settings_that_are_not_built_are_refused(change: dict[str, object], message: str) -> None:
-    with safe_open(MODELS[0], "pt") as file:
-        metadata = file.metadata()
+    metadata = read_metadata(MODELS[0])
     with pytest.raises(ValueError, match=message):
         config_from_official(json.loads(metadata["config"])["backbone"] | change)
     with pytest.raises(ValueError, match=message):

@@ -6,20 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models import token_parts
 from models.density_peaks import DensityPeaks
-from models.semantic_fpn import SemanticFpnConfig
-from models.tcformer import TCFormerConfig
 from models.tcformer_v2 import (
     TCFORMER_V2_RECONSTRUCTION_BASE,
     ClusterAttention,
-    TCFormerV2ReconstructionClassifier,
-    TCFormerV2ReconstructionConfig,
     TCFormerV2ReconstructionSegmenter,
     average_in_clusters,
 )
@@ -35,37 +29,11 @@ from models.token_parts import (
     unsort_by_part,
 )
 from tests.golden_files import golden_files
+from tests.models.golden_pictures import assert_reproduced, read_golden, taken
+from tests.models.small_tcformers import SMALL_V2
 from tests.models.test_density_peaks import LargestAllocation
 
 GOLDEN = golden_files("tcformer_and_paca_vit", "dev_local_ctm")
-GOLDEN_TOLERANCE = 1e-5  # of max|a - b| / max|b|
-
-SMALL = TCFormerV2ReconstructionConfig(
-    backbone=TCFormerConfig(
-        dims=(8, 12, 16),
-        num_heads=(1, 2, 2),
-        depths=(1, 2, 1),
-        mlp_ratios=(2, 2, 2),
-        reduction_ratios=(4, 2, 1),
-        sample_ratios=(0.25, 0.25),
-    ),
-    parts=((2, 2), (1, 1)),
-    neck_dim=8,
-    neck_num_heads=(2, 2),
-    neck_mlp_ratios=(2, 2),
-)
-
-
-def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Hold whole numbers to equality and others to the tolerance."""
-    assert found.keys() == expected.keys(), "stored but not compared"
-    for name, got in found.items():
-        want = expected[name]
-        assert got.shape == want.shape, name
-        if want.is_floating_point():
-            assert ((got - want).abs().max() / want.abs().max()).item() <= GOLDEN_TOLERANCE, name
-        else:
-            torch.testing.assert_close(got, want, atol=0, rtol=0)
 
 
 def official_scores(peaks: DensityPeaks, x: Tensor, grid: Grid, parts: list[Grid]) -> Tensor:
@@ -116,12 +84,12 @@ def check_parts(setting: Mapping[str, Any], stored: dict[str, Tensor]) -> None:
         "follow.idx_token": cells,
         "follow.norm_weight_at_cells": shares.gather(1, cells)[..., None],
     }
-    check(found, stored)
+    assert_reproduced(found, stored)
 
 
 def check_cluster_attention(setting: Mapping[str, Any], stored: dict[str, Tensor]) -> None:
     attention = ClusterAttention(setting["dim"], setting["heads"]).eval()
-    attention.load_state_dict({n.removeprefix("sd."): stored.pop(n) for n in list(stored) if n.startswith("sd.")})
+    attention.load_state_dict(taken(stored, "sd."))
     x, cells = stored.pop("x"), stored.pop("idx_token")
     last_cells, last_weights = stored.pop("gather_idx_token"), stored.pop("gather_agg_weight").squeeze(-1)
     grid = (1, cells.shape[1])
@@ -133,14 +101,12 @@ def check_cluster_attention(setting: Mapping[str, Any], stored: dict[str, Tensor
     last = tokens(last_cells, setting["gather_tokens"], last_weights)
     source = average_in_clusters(x, tokens(cells, setting["tokens"], None), last)
     with torch.no_grad():
-        check({"kv_source": source, "out": attention(x, source)}, stored)
+        assert_reproduced({"kv_source": source, "out": attention(x, source)}, stored)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_clusters_in_parts_and_attention_to_clusters_of_tcformer_are_reproduced(path: Path) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    stored = load_file(path)
+    metadata, stored = read_golden(path)
     cases = {name.split(".")[0] for name in stored}
     assert cases != set()
     for name in sorted(cases):
@@ -211,55 +177,7 @@ def test_a_side_with_fewer_cells_than_parts_is_not_parted() -> None:
 )
 def test_a_config_that_does_not_fit_together_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(SMALL, **change)
-
-
-@pytest.fixture(scope="module", params=["classifier", "segmenter"])
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(0)
-    built: nn.Module = (
-        TCFormerV2ReconstructionClassifier(SMALL, num_classes=5)
-        if request.param == "classifier"
-        else TCFormerV2ReconstructionSegmenter(SMALL, num_classes=5, head=SemanticFpnConfig(dim=8))
-    )
-    for parameter in built.parameters():
-        if not parameter.any():  # fresh biases and the ends of residual branches
-            nn.init.normal_(parameter, std=0.05)
-    return built.eval()
-
-
-def pictures(rows: int = 48, columns: int = 32) -> Tensor:
-    return torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def test_a_picture_gives_the_same_alone_and_in_a_batch(model: nn.Module) -> None:
-    outputs, regions = model(pictures())
-    for i in range(2):
-        alone, regions_alone = model(pictures()[i : i + 1])
-        torch.testing.assert_close(alone[0], outputs[i], atol=1e-5, rtol=1e-5)
-        for a, b in zip(regions_alone, regions, strict=True):
-            torch.testing.assert_close(a[0], b[i], atol=0, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [(48, 32), (49, 37), (13, 90)])
-def test_pictures_of_any_size_are_taken(model: nn.Module, size: tuple[int, int]) -> None:
-    outputs, regions = model(pictures(*size))
-    cells = -(-size[0] // 4) * -(-size[1] // 4)
-    assert [region.shape for region in regions] == [(2, cells)] * 2
-    assert outputs.isfinite().all()
-    torch.testing.assert_close(model(pictures(*size))[0], outputs, atol=0, rtol=0)
-
-
-def test_gradients_reach_every_parameter(model: nn.Module) -> None:
-    model.zero_grad()
-    model(pictures())[0].square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        # The same added to all scores changes neither means nor attention, so what is left of that is rounding.
-        assert parameter.grad.any() or name.endswith("ctm.score.bias"), name
+        replace(SMALL_V2, **change)
 
 
 def test_no_step_makes_a_matrix_of_all_pairs_of_cells() -> None:

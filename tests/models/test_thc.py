@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from models import BUILDERS
 from models.communities import modularity_loss, store_means
 from models.spectra import limit_spectrum
-from models.thc import THC_CC200, ScoredAttention, Thc, ThcConfig
+from models.thc import ScoredAttention, Thc
+from models.thc_config import THC_CC200, ThcConfig
 
 R, B, NUM_CLASSES = 16, 5, 3
 CONFIG = ThcConfig(

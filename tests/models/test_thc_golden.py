@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.checkpoints import THC, drop_encoder_aliases, load_official, split_in_projections
-from models.thc import LevelOutput, Thc, ThcConfig
+from models.thc import LevelOutput, Thc
+from models.thc_config import ThcConfig
 from tests.golden_files import golden_files
 
 GOLDEN = golden_files("clustered_attention_and_thc", "thc_")

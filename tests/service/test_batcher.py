@@ -1,4 +1,4 @@
-"""Here a test is the worker: it calls `choose` and `run`. Only the last two tests start workers."""
+"""Here a test is the worker: it takes a batch and calls `run`. Only the last tests start workers."""
 
 import asyncio
 import os
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from anyio.lowlevel import checkpoint
 
-from service.batcher import Batcher, Ticket
+from service.batcher import Batcher
 from service.collate import LENGTHS
 from service.errors import DeadlineExceeded, InvalidInput, ModelFailed, NotReady, Overloaded
 from service.metrics import DROPS, Metrics, ModelMetrics
 from service.sample import Arrays, Sample
+from service.ticket import Ticket
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +90,7 @@ class Bench:
             **{"max_batch": 4, "max_queue": 100, "clock": self.clock, **settings},
         )
         asyncio.get_running_loop().call_later = self.clock.call_later  # type: ignore[method-assign, assignment]
+        self.queue = self.batcher._queue
         self.batcher.start(0)
 
     def submit(self, value: float, *, length: int = 1, timeout_seconds: float = LONG, **put: Any) -> Ticket:
@@ -99,7 +101,7 @@ class Bench:
 
     async def work(self) -> None:
         """Be a free worker for one batch."""
-        batch, _ = self.batcher.choose()
+        batch, _ = self.queue.choose()
         assert batch is not None, "nothing to do"
         self.batcher.run(*batch)
         await settle()
@@ -119,10 +121,10 @@ async def _real_timers_afterwards() -> AsyncIterator[None]:
     loop.__dict__.pop("call_later", None)
 
 
-# What a free worker takes
+# What runs
 
 
-async def test_a_free_worker_takes_what_waits_without_waiting_for_more() -> None:
+async def test_each_sample_of_a_batch_gets_its_own_answer() -> None:
     bench = Bench()
     tickets = [bench.submit(value) for value in (1, 2, 3)]
     await bench.work()
@@ -130,79 +132,29 @@ async def test_a_free_worker_takes_what_waits_without_waiting_for_more() -> None
     assert [ticket.future.result() for ticket in tickets] == [2, 4, 6]
 
 
-async def test_a_free_worker_with_nothing_to_do_waits_until_something_is_put() -> None:
-    assert Bench().batcher.choose() == (None, None)
-
-
-async def test_a_batch_holds_at_most_max_batch_samples_oldest_first() -> None:
-    bench = Bench(max_batch=4)
-    for value in range(6):
-        bench.submit(value)
+async def test_the_settings_are_those_of_the_queue() -> None:
+    bench = Bench(buckets=(4, 8), short_length=4, max_batch=2, max_wait_seconds=0.5)
+    bench.submit(1, length=8)
+    assert bench.queue.choose()[0] is not None  # of long samples one is a full batch; it runs from here on
+    bench.submit(2, length=8)
+    assert bench.queue.choose() == (None, None)
+    bench.submit(3, length=4)
+    assert bench.queue.choose() == (None, 0.5)
+    bench.submit(4, length=4)
     await bench.work()
+    assert bench.program.rows == [[3, 4]]
+
+
+async def test_a_long_batch_that_fails_ends_too() -> None:
+    bench = Bench(buckets=(4, 8), short_length=4, max_batch=1)
+    tickets = [bench.submit(value, length=8) for value in (1, 2)]
+    bench.program.failure = RuntimeError("broken")
     await bench.work()
-    assert bench.program.rows == [[0, 1, 2, 3], [4, 5]]
-
-
-async def test_a_share_is_left_for_other_free_workers() -> None:
-    bench = Bench(max_batch=4)
-    for value in range(5):
-        bench.submit(value)
-    bench.batcher._num_idle = 2
+    bench.program.failure = None
     await bench.work()
-    bench.batcher._num_idle = 1
-    await bench.work()
-    assert bench.program.rows == [[0, 1, 2], [3, 4]]
-
-
-async def test_with_a_window_a_worker_waits_for_the_rest_of_it_only() -> None:
-    bench = Bench(max_wait_seconds=0.5)
-    bench.submit(1)
-    assert bench.batcher.choose() == (None, 0.5)
-    await bench.clock.advance(0.375)
-    bench.submit(2)
-    assert bench.batcher.choose() == (None, 0.125)
-    await bench.clock.advance(0.125)
-    await bench.work()
-    assert bench.program.rows == [[1, 2]]
-
-
-async def test_a_full_batch_does_not_wait_for_the_window() -> None:
-    bench = Bench(max_batch=2, max_wait_seconds=0.5)
-    bench.submit(1)
-    bench.submit(2)
-    await bench.work()
-    assert bench.program.rows == [[1, 2]]
-
-
-async def test_with_a_window_a_full_batch_is_not_shared_as_its_rest_would_wait_again() -> None:
-    bench = Bench(max_batch=2, max_wait_seconds=0.5)
-    bench.batcher._num_idle = 2
-    bench.submit(1)
-    bench.submit(2)
-    await bench.work()
-    assert bench.program.rows == [[1, 2]]
-
-
-async def test_a_window_that_was_missed_does_not_start_anew() -> None:
-    bench = Bench(max_wait_seconds=0.5)
-    bench.submit(1)
-    await bench.clock.advance(2.0)  # all workers were busy
-    bench.submit(2)
-    await bench.work()
-    assert bench.program.rows == [[1, 2]]
-
-
-# Buckets
-
-
-async def test_the_bucket_of_the_oldest_sample_comes_first() -> None:
-    bench = Bench(buckets=(4, 8))
-    for value, length in ((1, 7), (2, 3), (3, 8), (4, 4)):
-        bench.submit(value, length=length)
-        await bench.clock.advance(0.001)
-    await bench.work()
-    await bench.work()
-    assert bench.program.rows == [[1, 3], [2, 4]]
+    assert tickets[1].future.result() == 4
+    with pytest.raises(ModelFailed):
+        tickets[0].future.result()
 
 
 async def test_a_batch_is_padded_to_its_longest_sample_and_told_the_lengths() -> None:
@@ -214,42 +166,6 @@ async def test_a_batch_is_padded_to_its_longest_sample_and_told_the_lengths() ->
     np.testing.assert_array_equal(inputs["x"], [[1, 1, 1], [2, 2, 0]])
     np.testing.assert_array_equal(inputs[LENGTHS], np.array([3, 2], np.int64), strict=True)
     assert bench.metric("batch_padding_ratio_sum") == 1 - 5 / 6
-
-
-async def test_a_sample_beyond_the_longest_bucket_is_not_queued() -> None:
-    bench = Bench(buckets=(4,))
-    with pytest.raises(ValueError, match="longest bucket"):
-        bench.submit(1, length=5)
-    assert bench.batcher.choose() == (None, None)
-
-
-async def test_a_batch_of_long_samples_has_fewer_of_them() -> None:
-    bench = Bench(buckets=(4, 8, 100), max_batch=4)
-    for value in range(5):
-        bench.submit(value, length=8)
-    for value in range(5, 7):
-        bench.submit(value, length=100)
-    for _ in range(5):
-        await bench.work()
-    assert bench.program.rows == [[0, 1], [2, 3], [4], [5], [6]]
-
-
-async def test_long_samples_leave_one_worker_to_the_short_ones() -> None:
-    bench = Bench(buckets=(4, 8), short_length=4, max_batch=1)
-    for value in (1, 2):
-        bench.submit(value, length=8)
-        await bench.clock.advance(0.001)
-    first, _ = bench.batcher.choose()  # a worker runs a long sample from here on
-    assert bench.batcher.choose() == (None, None)
-    bench.submit(3, length=2)
-    await bench.work()
-    assert bench.program.rows == [[3]]
-    assert first is not None
-    bench.program.failure = RuntimeError("a failed run ends, too")
-    bench.batcher.run(*first)
-    bench.program.failure = None
-    await bench.work()
-    assert bench.program.rows == [[3], [1], [2]]
 
 
 # Work that nobody wants
@@ -269,7 +185,7 @@ async def test_an_expired_sample_is_answered_and_never_runs() -> None:
 async def test_a_sample_that_expires_while_it_runs_is_answered_once() -> None:
     bench = Bench()
     ticket = bench.submit(1, timeout_seconds=2.0)
-    batch, _ = bench.batcher.choose()
+    batch, _ = bench.queue.choose()
     assert batch is not None
     await bench.clock.advance(3.0)
     bench.batcher.run(*batch)
@@ -292,13 +208,13 @@ async def test_where_everybody_left_there_is_no_batch() -> None:
     bench = Bench()
     bench.submit(1).future.cancel()
     await settle()
-    assert bench.batcher.choose() == (None, None)
+    assert bench.queue.choose() == (None, None)
 
 
 async def test_a_client_that_leaves_while_its_batch_runs_harms_no_neighbour() -> None:
     bench = Bench()
     gone, stays = bench.submit(1), bench.submit(2)
-    batch, _ = bench.batcher.choose()
+    batch, _ = bench.queue.choose()
     assert batch is not None
     gone.future.cancel()
     bench.batcher.run(*batch)
@@ -371,7 +287,7 @@ async def test_a_batch_wakes_the_event_loop_once(monkeypatch: pytest.MonkeyPatch
     wake_ups: list[object] = []
     call = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args, **kw: wake_ups.append(args) or call(*args, **kw))
-    batch, _ = bench.batcher.choose()
+    batch, _ = bench.queue.choose()
     assert batch is not None
     bench.batcher.run(*batch)
     assert len(wake_ups) == 1
@@ -479,7 +395,7 @@ async def test_a_closed_batcher_lets_its_workers_go() -> None:
     bench = Bench()
     bench.submit(1)
     bench.batcher.close()
-    assert bench.batcher.take() is None
+    assert bench.queue.take() is None
 
 
 # Metrics
@@ -572,10 +488,10 @@ async def test_free_workers_share_what_waits_and_run_beside_each_other() -> None
     program = MeetingProgram(2)
     batcher = Batcher(program, ModelMetrics(Metrics(), MODEL), max_batch=8, max_queue=100)
     batcher.start(2)
-    while batcher._num_idle < 2:
+    while batcher._queue._num_idle < 2:
         await checkpoint()
     tickets = [batcher.admit(LONG) for _ in range(4)]
-    with batcher._lock:  # the workers see all four at once
+    with batcher._queue._lock:  # the workers see all four at once
         for value, ticket in enumerate(tickets):
             sample = Sample(inputs={"x": np.full((1,), value)}, length=1, context=None)
             batcher.put(ticket, sample, ("y",), first_number)

@@ -225,3 +225,7 @@ def test_a_manifest_reads_back_as_it_was_written(tiny_bundle: Path, tmp_path: Pa
     folder = shutil.copytree(tiny_bundle, tmp_path / NAME)
     write_manifest(folder, manifest)
     assert open_bundle(folder).manifest == manifest
+
+
+def test_a_copy_elsewhere_is_the_same_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert open_bundle(shutil.copytree(tiny_bundle, tmp_path / "b")).sha256 == open_bundle(tiny_bundle).sha256

@@ -6,7 +6,9 @@ from service.errors import BundleError, Overloaded, ServiceError
 # The table of the HTTP interface: clients rely on it.
 STATUS_AND_CODE = {
     "InvalidInput": (400, "invalid_input"),
+    "MalformedRequest": (400, "malformed_request"),
     "Unauthorized": (401, "unauthorized"),
+    "CrossOriginRefused": (403, "cross_origin_refused"),
     "UnknownModel": (404, "unknown_model"),
     "UnknownPath": (404, "unknown_path"),
     "MethodNotAllowed": (405, "method_not_allowed"),
@@ -14,6 +16,7 @@ STATUS_AND_CODE = {
     "RequestTimeout": (408, "request_timeout"),
     "BodyTooLarge": (413, "body_too_large"),
     "UnsupportedMediaType": (415, "unsupported_media_type"),
+    "HeadTooLarge": (431, "head_too_large"),
     "ModelFailed": (500, "model_failed"),
     "InternalError": (500, "internal_error"),
     "Overloaded": (503, "overloaded"),

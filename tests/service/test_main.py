@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from service.__main__ import DrainingServer
+from service.__main__ import DrainingServer, _bind, _listen
 from service.app import create_app
 from service.bundle import MANIFEST
+from service.errors import SettingError
 from service.settings import Settings
 from tests.golden_files import REPOSITORY
 from tests.service.server_process import (
@@ -372,8 +373,44 @@ def test_a_damaged_bundle_ends_the_start_with_the_file_named(tiny_bundle: Path, 
     assert MANIFEST in line["message"]
 
 
-def test_a_port_that_is_taken_ends_the_start(tiny_bundle: Path, cache: Path) -> None:
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+def test_a_port_that_is_taken_ends_the_start_with_one_line(tmp_path: Path, setting: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
-        ended = run_to_its_end(bundles=tiny_bundle.parent, cache=cache, port=taken.getsockname()[1])
-    assert ended.returncode > 0
-    assert "address already in use" in ended.stdout.lower()
+        port = taken.getsockname()[1]
+        # The bundles are not looked at: they would take long.
+        ended = run_to_its_end(bundles=tmp_path / "none", **{"port": 0, setting: port})
+    assert (ended.returncode, ended.stderr) == (1, "")
+    (line,) = [json.loads(line) for line in ended.stdout.splitlines()]
+    name = f"SERVICE_{setting.upper()}"
+    assert line["level"] == "error"
+    assert line["message"] == (
+        f"cannot start: {name}: {HOST}:{port} cannot be listened on: Address already in use; set {name} to a port that "
+        "is free, and SERVICE_HOST to an address of this machine"
+    )
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine_ends_the_start_with_one_line(tmp_path: Path, host: str) -> None:
+    ended = run_to_its_end(bundles=tmp_path / "none", host=host, port=0)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    (line,) = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert line["message"].startswith(f"cannot start: SERVICE_PORT: {host}:0 cannot be listened on: ")
+
+
+def test_one_port_for_both_ends_the_start_with_one_line() -> None:
+    ended = run_to_its_end(port=8123, metrics_port=8123)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("SERVICE_METRICS_PORT is '8123': ")
+    assert "that is SERVICE_PORT; set another one" in line
+
+
+def test_a_port_that_is_taken_meanwhile_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (_bind("SERVICE_PORT", HOST, 0) for _ in range(2))
+    port = first.getsockname()[1]
+    second.close()
+    second = _bind("SERVICE_PORT", HOST, port)  # neither listens yet
+    with first, second:
+        _listen("SERVICE_PORT", first)
+        with pytest.raises(SettingError, match=f"SERVICE_PORT: {HOST}:{port} cannot be listened on"):
+            _listen("SERVICE_PORT", second)

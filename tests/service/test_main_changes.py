@@ -134,15 +134,6 @@ def test_metrics_have_a_port_of_their_own_which_answers_until_the_end(
         assert "Traceback" not in server.log()
 
 
-def test_a_port_that_is_taken_ends_the_start(tiny_bundle: Path, cache: Path) -> None:
-    with socket.create_server((HOST, 0)) as sock:
-        ended = run_to_its_end(
-            bundles=tiny_bundle.parent, cache=cache, port=0, metrics_port=sock.getsockname()[1], device="cpu"
-        )
-    assert ended.returncode == 1
-    assert "cannot start: SERVICE_METRICS_PORT" in ended.stdout
-
-
 def test_keys_that_are_too_short_end_the_start(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("letmein\n")

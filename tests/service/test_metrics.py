@@ -92,7 +92,7 @@ async def test_names_and_labels_of_the_answer_are_closed_sets(serve: Serve, make
         assert found[name].type == kind
         for sample in found[name].samples:
             assert set(sample.labels) - {"le"} == labels
-            assert sample.labels["model"] == NAME
+            assert sample.labels["model"] in ({NAME, ""} if name == "inference_requests" else {NAME})
             assert sample.labels.get("stage", "run") in STAGES
             assert sample.labels.get("outcome", "ok") in OUTCOMES
             assert sample.labels.get("reason", "expired") in DROPS
@@ -102,8 +102,11 @@ async def test_names_and_labels_of_the_answer_are_closed_sets(serve: Serve, make
 async def test_requests_are_counted_by_outcome(serve: Serve, make_picture: Callable[..., bytes]) -> None:
     text = await scrape_after_requests(serve, make_picture)
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    counts = {sample.labels["outcome"]: sample.value for sample in samples if sample.name == "inference_requests_total"}
+    requests = [sample for sample in samples if sample.name == "inference_requests_total"]
+    counts = {sample.labels["outcome"]: sample.value for sample in requests if sample.labels["model"] == NAME}
     assert counts == {"ok": 2, "invalid_input": 2, "unsupported_media_type": 1, "body_too_large": 1}
+    counts = {sample.labels["outcome"]: sample.value for sample in requests if sample.labels["model"] == ""}
+    assert counts == {"unknown_model": 1, "unknown_path": 1}
     (depth,) = [sample.value for sample in samples if sample.name == "inference_queue_depth"]
     assert depth == 0
     stages = {s.labels["stage"]: s.value for s in samples if s.name == "inference_stage_duration_seconds_count"}

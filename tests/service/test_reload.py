@@ -12,10 +12,13 @@ import httpx
 import pytest
 
 from service import reload as reload_module
-from service.bundle import MANIFEST
+from service.bundle import MANIFEST, Bundle
 from service.catalog import Catalog
 from service.endpoint import Endpoint
+from service.errors import BundleError
+from service.metrics import Metrics, ModelDeviceMetrics, RankMetrics
 from service.runtimes.onnx import OnnxRuntime
+from service.settings import Settings
 from tests.service.conftest import Serve
 from tests.service.tiny_bundle import GOLDEN, NAME, PROGRAM, reseal
 
@@ -259,6 +262,27 @@ async def test_a_fault_that_nobody_thought_of_refuses_that_bundle(
     assert "not known why" in refusal["reason"]
     assert "of the inside" in caplog.text
     assert catalog_of(client).get(NAME).manifest.version == "1.2.3"
+
+
+async def test_a_new_bundle_that_is_refused_at_last_leaves_no_metrics(
+    client: httpx.AsyncClient, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_endpoint = reload_module.open_endpoint
+
+    def open_on_gpus_without_ranks(bundle: Bundle, settings: Settings, metrics: Metrics, pool: Any) -> Endpoint:
+        endpoint = open_endpoint(bundle, settings, metrics, pool)
+        ModelDeviceMetrics(metrics, bundle.manifest.name).set_up("cuda:0")
+        RankMetrics(metrics, bundle.manifest.name)
+        endpoint.close()
+        raise BundleError("the ranks do not start")
+
+    add(bundle_copy, "second")
+    reseal(bundle_copy, version="2.0.0")
+    monkeypatch.setattr(reload_module, "open_endpoint", open_on_gpus_without_ranks)
+    assert len((await reload(client))["refused"]) == 2
+    text = (await client.get("/metrics")).text
+    assert 'model="second"' not in text
+    assert f'inference_queue_depth{{model="{NAME}"}} 0.0' in text.splitlines()  # its old version goes on
 
 
 @pytest.mark.parametrize("has_folder", [True, False])

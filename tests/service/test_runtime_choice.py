@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from service.bundle import open_bundle
-from service.endpoint import open_endpoint
 from service.errors import BundleError
 from service.metrics import Metrics
+from service.opening import open_endpoint
 from service.settings import Settings
 from tests.service.runtimes.mean_colours import PROGRAM as TORCHSCRIPT_PROGRAM
 from tests.service.runtimes.mean_colours import write_archive

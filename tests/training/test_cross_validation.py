@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.thc import Thc, ThcConfig
+from models.thc import Thc
+from models.thc_config import ThcConfig
 from tests.training.tiny_connectomes import N, R, write_connectomes
 from training.brain_networks import BrainNetworks
 from training.connectome_data import Connectomes, read_abide_diagnosis

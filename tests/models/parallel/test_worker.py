@@ -95,6 +95,15 @@ def test_any_number_of_ranks_answers_as_the_program_does(
     assert all(0 <= cost.waiting_seconds < cost.seconds for cost in costs)
 
 
+def test_where_the_ranks_meet_nobody_else_does(weights: Path) -> None:
+    with start_group(weights, num_ranks=2) as group:
+        environment = Path(f"/proc/{group.processes[0].pid}/environ").read_bytes().split(b"\0")
+        port = next(int(one.removeprefix(b"MASTER_PORT=")) for one in environment if one.startswith(b"MASTER_PORT="))
+        rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+        listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")]  # proc(5): LISTEN
+    assert listening == [f"0100007F:{port:04X}"], "on 127.0.0.1 alone"
+
+
 def test_weights_that_are_not_those_meant_are_refused(weights: Path) -> None:
     with (
         pytest.raises(GroupLost, match="expected 0000; export the bundle again"),

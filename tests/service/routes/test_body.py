@@ -1,10 +1,13 @@
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 
+from service.routes import body as body_module
 from service.routes.body import UNDECIDED, check_media_type
 from service.tasks.picture_files import PICTURE_MEDIA_TYPES
+from tests.service.routes.test_problems import check_problem
 from tests.service.tiny_bundle import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.anyio
@@ -86,3 +89,41 @@ async def test_a_wrong_type_is_refused_before_the_body_is_read(client: httpx.Asy
 async def test_an_undecided_type_leaves_it_to_the_first_bytes() -> None:
     assert {check_media_type(name, PICTURE_MEDIA_TYPES) for name in UNDECIDED} == {""}
     assert check_media_type("image/gif", PICTURE_MEDIA_TYPES) == "image/gif"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "BR", "deflate, gzip", "x" * 200])
+async def test_a_compressed_body_is_refused_before_it_is_read(client: httpx.AsyncClient, encoding: str) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise AssertionError("nobody should read on")
+
+    answer = await client.post(PATH, content=body(), headers={"Content-Encoding": encoding})
+    detail = check_problem(answer, 415, "unsupported_media_type")["detail"]
+    assert detail.startswith(f"Content-Encoding is {encoding[:100]}; ")
+
+
+async def test_a_body_that_says_that_it_is_not_compressed_is_read(
+    client: httpx.AsyncClient, make_picture: MakePicture
+) -> None:
+    headers = {"Content-Encoding": "Identity"}
+    assert await best(client, content=make_picture((0, 200, 0)), headers=headers) == "green"
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+async def test_a_large_form_is_parsed_beside_the_event_loop(
+    client: httpx.AsyncClient, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    threads: list[bool] = []
+    parse = body_module.MultiPartParser.parse
+
+    async def record(self: body_module.MultiPartParser) -> object:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return await parse(self)
+
+    monkeypatch.setattr(body_module.MultiPartParser, "parse", record)
+    monkeypatch.setattr(body_module, "_LARGE_BYTES", 1 if is_large else 10**9)
+    picture = make_picture((0, 200, 0))
+    assert await best(client, files={"file": ("a.png", picture, "image/png")}) == "green"
+    answer = await client.post(PATH, files={"image": ("a.png", picture, "image/png")})
+    assert "the form has image" in check_problem(answer, 400, "invalid_input")["detail"]
+    assert threads == [not is_large] * 2

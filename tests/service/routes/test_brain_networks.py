@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.tasks.brain_network_classification import RESEARCH_NOTICE
+from service.tasks.brain_network_answers import RESEARCH_NOTICE
 from tests.service.conftest import Serve
 from tests.service.tiny_brain_bundle import LABELS, MAX_BODY_BYTES, NAME, NUM_REGIONS, write_tiny_brain_bundle
 
@@ -163,7 +163,8 @@ async def test_a_wrong_media_type_is_refused_with_those_that_are_read(client: ht
     ("body", "detail"),
     [
         (b"", "the body is empty"),
-        (b'{"connectivity":' * 2_000, "the JSON cannot be read"),
+        (b'{"connectivity":' * 400, "the JSON cannot be read"),
+        (b'{"connectivity":' * 2_000, "the JSON has more than"),
         (as_json(np.zeros((3, 3))), "this model takes the 6 regions of atlas TINY-6"),
         (as_json(np.eye(6)), "the diagonal has 1 for region A (number 1); 0 was expected"),
         (as_npy(np.array([[object()]])), "elements of type |O"),

@@ -105,3 +105,17 @@ async def test_the_description_asks_for_a_key_where_one_is_needed(
     with_keys = find_guarded(api_keys_file=keys_file)
     assert {RELOAD, TASK, "/v1/models", "/v1/models/{model}"} < with_keys
     assert not {path for path in with_keys if not path.startswith("/v1/")}
+
+
+async def test_who_is_kept_out_is_counted_under_no_model(serve: Serve, keys_file: Path) -> None:
+    async with serve(api_keys_file=keys_file) as client:
+        for path in (TASK, f"{TASK}/{NAME}", f"{TASK}/{'x' * 50}", "/v1/models"):
+            await client.post(path, content=b"x")
+        text = (await client.get("/metrics")).text
+    lines = [line for line in text.splitlines() if line.startswith("inference_requests_total{")]
+    assert lines == ['inference_requests_total{model="",outcome="unauthorized"} 4.0']
+
+
+async def test_who_has_no_key_for_what_is_the_operator_s_is_counted_too(client: httpx.AsyncClient) -> None:
+    await client.post(RELOAD)
+    assert 'inference_requests_total{model="",outcome="unauthorized"} 1.0' in (await client.get("/metrics")).text

@@ -9,6 +9,7 @@ import pytest
 
 from service.catalog import Catalog
 from tests.service.conftest import Serve
+from tests.service.routes.test_problems import check_problem
 from tests.service.tiny_bundle import NAME
 
 pytestmark = pytest.mark.anyio
@@ -99,3 +100,43 @@ async def test_pages_of_an_origin_that_is_named_may_call(serve: Serve, make_pict
     assert "access-control-allow-credentials" not in answer.headers
     assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in stranger.headers
+
+
+REFUSED = [
+    ({"Origin": "https://evil.example"}, "a page of https://evil.example asks to send POST"),
+    ({"Access-Control-Request-Method": "DELETE"}, "asks to send DELETE"),
+    ({"Access-Control-Request-Headers": "x-secret, content-type"}, "with x-secret, content-type; "),
+    ({"Access-Control-Request-Headers": "x" * 500}, f"with {'x' * 200}; "),
+]
+
+
+@pytest.mark.parametrize(("change", "detail"), REFUSED)
+async def test_a_preflight_that_is_refused_is_answered_and_counted_like_every_error(
+    serve: Serve, change: dict[str, str], detail: str
+) -> None:
+    async with serve(cors_origins=ORIGIN) as client:
+        answer = await client.options(PATH, headers=PREFLIGHT | change)
+        metrics = (await client.get("/metrics")).text
+    problem = check_problem(answer, 403, "cross_origin_refused")
+    assert detail in problem["detail"]
+    check_headers(answer)
+    allowed = answer.headers.get("access-control-allow-origin")
+    assert allowed == (None if "Origin" in change else ORIGIN)
+    assert 'inference_requests_total{model="",outcome="cross_origin_refused"} 1.0' in metrics
+
+
+async def test_a_preflight_that_is_granted_carries_them_and_is_not_counted(serve: Serve) -> None:
+    async with serve(cors_origins="*") as client:
+        answer = await client.options(PATH, headers=PREFLIGHT)
+        metrics = (await client.get("/metrics")).text
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+    check_headers(answer)
+    assert "inference_requests_total{" not in metrics
+
+
+@pytest.mark.parametrize("part", ["bytes=0-9", "bytes=99999999-", "lines=1", "nonsense"])
+async def test_the_page_s_files_are_given_whole(client: httpx.AsyncClient, part: str) -> None:
+    path = "/docs/assets/swagger-ui.css"
+    whole = await client.get(path)
+    answer = await client.get(path, headers={"Range": part})
+    assert (answer.status_code, answer.content) == (200, whole.content)

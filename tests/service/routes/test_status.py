@@ -30,6 +30,7 @@ async def test_models_are_listed_as_openai_clients_read_them(client: httpx.Async
                 "runtime": "onnx",
                 "device": "cpu",
                 "kernel": "portable",
+                "precision": "fp32",
             }
         ],
     }

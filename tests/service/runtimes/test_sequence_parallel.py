@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bundle import open_bundle
+from service.bundle import Bundle, open_bundle
 from service.errors import BundleError, RanksLost
 from service.metrics import Metrics, RankMetrics
 from service.runtimes import sequence_parallel
+from service.runtimes.frames import Facts
 from service.runtimes.rank_group import GroupLost, RankGroup
 from service.runtimes.sequence_parallel import SequenceParallelRuntime, open_ranks
 from service.settings import Settings
 from tests.service.runtimes.fake_rank import SLEEP
-from tests.service.runtimes.test_rank_group import OUTPUTS, make_inputs, start_group
+from tests.service.runtimes.test_rank_group import COMMAND, OUTPUTS, make_inputs, start_group
 from tests.service.server_process import eventually
 
 MODEL = "tiny"
@@ -117,15 +118,37 @@ def test_ranks_without_torch_refuse_to_start(tiny_bundle: Path, monkeypatch: pyt
         open_ranks(open_bundle(tiny_bundle), Settings(ranks=2), RankMetrics(Metrics(), MODEL))
 
 
-def test_ranks_that_do_not_start_refuse_the_bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = open_bundle(tiny_bundle)
-    manifest = bundle.manifest.model_copy(
-        update={"programs": {"onnx": "model.onnx", "sequence_parallel": "weights.safetensors"}}
-    )
+def open_parallel_bundle(folder: Path) -> Bundle:
+    """The bundle, as if its model could be spread over ranks."""
+    bundle = open_bundle(folder)
+    programs = {"onnx": "model.onnx", "sequence_parallel": "weights.safetensors"}
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"programs": programs}))
 
+
+def test_ranks_run_on_the_gpus_that_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openings: list[Facts] = []
+
+    def start(opening: Facts, *, num_ranks: int, timeout_seconds: float) -> RankGroup:
+        openings.append(opening)
+        return RankGroup(opening | {"version": "1"}, num_ranks=num_ranks, timeout_seconds=30.0, command=COMMAND)
+
+    monkeypatch.setattr(sequence_parallel, "RankGroup", start)
+    settings = Settings(ranks=2, device="cuda:1,cuda:3,cuda:0")
+    open_ranks(open_parallel_bundle(tiny_bundle), settings, RankMetrics(Metrics(), MODEL)).close()
+    (opening,) = openings
+    assert opening["device"] == "cuda:1,cuda:3,cuda:0"  # the worker takes them in this order
+
+
+def test_more_ranks_than_gpus_that_are_named_refuse_the_bundle(tiny_bundle: Path) -> None:
+    settings = Settings(ranks=3, device="cuda:1,cuda:3")
+    with pytest.raises(BundleError, match=r"needs a GPU of its own; name as many GPUs, or set SERVICE_RANKS=2$"):
+        open_ranks(open_parallel_bundle(tiny_bundle), settings, RankMetrics(Metrics(), MODEL))
+
+
+def test_ranks_that_do_not_start_refuse_the_bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(opening: object, **_: object) -> RankGroup:
         raise GroupLost("rank 0 ended with status 1")
 
     monkeypatch.setattr(sequence_parallel, "RankGroup", fail)
     with pytest.raises(BundleError, match="do not start: rank 0 ended with status 1"):
-        open_ranks(replace(bundle, manifest=manifest), Settings(ranks=2), RankMetrics(Metrics(), MODEL))
+        open_ranks(open_parallel_bundle(tiny_bundle), Settings(ranks=2), RankMetrics(Metrics(), MODEL))

@@ -13,11 +13,10 @@ from samples.make_connectome import make_series
 from service.errors import InvalidInput, ModelFailed, NotAcceptable
 from service.sample import Arrays, Sample
 from service.tasks import TASKS
+from service.tasks.brain_network_answers import RESEARCH_NOTICE, BrainNetworkClassificationResult
 from service.tasks.brain_network_classification import (
     BRAIN_NETWORK_CLASSIFICATION,
-    RESEARCH_NOTICE,
     BrainNetworkClassificationOptions,
-    BrainNetworkClassificationResult,
     BrainNetworkClassificationSpec,
 )
 from service.tasks.connectomes import correlate, strongest_edges

@@ -88,7 +88,10 @@ def test_rows_and_columns_of_an_npy_keep_their_places() -> None:
         (b'{"connectivity": [[0, 1,], [1, 0]]}', "the JSON cannot be read"),
         (b'{"connectivity": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the JSON cannot be read"),
         (b"[" * 100_000, "the JSON cannot be read"),
-        (b'{"a":' * 100_000, "the JSON cannot be read"),
+        (b'{"a":' * 400, "the JSON cannot be read"),
+        (b'{"a":' * 100_000, "more than 1000 texts or objects"),
+        (b'{"connectivity": [' + b"[]," * 100_000 + b"[]]}", "more than 100000 rows"),
+        (b'{"connectivity": [' + b'"",' * 1_000 + b"0]}", "more than 1000 texts or objects"),
         (b'{"connectivity": [[' + b"9" * 100_000 + b"]]}", "the JSON cannot be read"),
         (b'{"connectivity": [[0, 1], [1, 0]]} x', "the JSON cannot be read"),
         (b'{"connectivity": "\xff"}', "the JSON cannot be read"),
@@ -221,3 +224,18 @@ def test_damaged_bytes_give_numbers_or_invalid_input() -> None:
             assert table.values.dtype == np.float64
             outcomes.add((number % len(seeds), "read"))
     assert outcomes == {(seed, end) for seed in range(len(seeds)) for end in ("read", "refused")}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"connectivity":[' + b"[]," * 6_000_000 + b"[]]}",
+        b'{"connectivity":[' + b"{}," * 6_000_000 + b"{}]}",
+        b"{" + b'"":0,' * 4_000_000 + b'"":0}',
+    ],
+    ids=["lists", "objects", "texts"],
+)
+def test_json_of_millions_of_parts_is_refused_quickly(body: bytes) -> None:
+    started = time.thread_time()
+    assert "the JSON has more than" in refusal(body)
+    assert time.thread_time() - started < 0.5  # parsing it takes seconds, in which no other thread runs

@@ -356,3 +356,8 @@ def test_numbers_at_random_give_a_matrix_or_invalid_input() -> None:
             np.testing.assert_array_equal(connectome.matrix, connectome.matrix.T)
             outcomes.add(connectome.source)
     assert outcomes == {"refused", "connectivity", "time_series"}
+
+
+@pytest.mark.parametrize(("text", "size"), [("5", 0), ("null", 0), ("[" * 60 + "1" + "]" * 60, 60)])
+def test_what_is_no_table_is_told_by_its_dimensions(text: str, size: int) -> None:
+    assert f"the connectivity has {size} dimensions; " in refusal(f'{{"connectivity": {text}}}'.encode())

@@ -156,3 +156,38 @@ def test_damaged_tables_give_numbers_or_invalid_input() -> None:
             assert len(table.names) in (0, table.values.shape[1])
             outcomes.add("read")
     assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1\n" * 5_000_000,
+        b"\n" * 10_000_000 + b"1",
+        b"\x1c" * 10_000_000 + b"1",
+        b"#\r\n" * 3_000_000 + b"1",
+        b"1," * 5_000_000,
+        b";" * 10_000_000,
+        b"1 " * 5_000_000,
+        b"1\t1\n" * 90_000 + b"1\t" * 4_000_000,
+    ],
+    ids=["rows", "empty lines", "other ends", "comments", "one row", "empty cells", "blanks", "tabs"],
+)
+def test_a_table_of_millions_of_parts_is_refused_quickly(body: bytes) -> None:
+    started = time.thread_time()
+    assert "the table has more than 100000 lines or 4000000 cells" in refusal(body)
+    assert time.thread_time() - started < 0.5  # reading it takes seconds and gigabytes
+
+
+def test_tables_up_to_the_limits_are_read() -> None:
+    assert read_text_table(b"1 2\r\n" * 99_000).values.shape == (99_000, 2)
+    assert read_text_table((b" " * 50 + b"1") * 20_000).values.shape == (1, 20_000)  # blanks are no cells
+
+
+@pytest.mark.parametrize("body", [b"PK\3\4" + bytes(100), b"MATLAB 5.0 MAT-file" + bytes(100), bytes(10)])
+def test_what_is_no_text_is_told_so(body: bytes) -> None:
+    assert "neither text in UTF-8 nor" in refusal(body)
+
+
+def test_an_underscore_is_no_part_of_a_number() -> None:
+    assert "column 2 of the table is '1_0'" in refusal("1,1_0,2\n1,2,3\n3,4,5\n")
+    assert read_text_table(b"1_0,1_1\n1,2\n").names == ("1_0", "1_1")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from service.errors import InvalidInput
 from service.tasks.pictures import PictureSpec, decode_picture
+from tests.service.tasks.damaged_files import damage
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -460,6 +461,49 @@ def test_a_run_length_coded_bmp_is_read_unless_it_is_large() -> None:
     assert "far longer to decode" in refusal(make_bmp(1_500, 1_500, b"\0\0" * 1_500, compression=1))
 
 
+@pytest.mark.parametrize("run", [b"\0\2\0\0", b"\0\0"], ids=["moves", "ends of rows"])
+def test_a_run_length_coded_bmp_of_empty_runs_is_refused_quickly(run: bytes) -> None:
+    started = time.thread_time()
+    assert "far longer to decode" in refusal(make_bmp(900, 900, run * 4_000_000, compression=1))
+    assert time.thread_time() - started < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("PNG", png_chunk(b"tEXt", b"k\0v")),
+        ("PNG", png_chunk(b"abCd", b"")),
+        ("PNG", png_chunk(b"IDAT", b"")),
+        ("JPEG", b"\xff\xe5\0\2"),
+        ("JPEG", b"\xff\xfe\0\3x"),
+        ("JPEG", b"\xff"),
+        ("JPEG", b"\xff\xd0"),
+        ("GIF", b"!\xfe\1a\0"),
+        ("GIF", b"!\x77\1a\0"),
+        ("GIF", b"\1"),
+    ],
+    ids=repr,
+)
+def test_a_picture_of_millions_of_parts_is_refused_quickly(name: str, part: bytes) -> None:
+    body = save(Image.new("L", (32, 32)), name)
+    place = {"PNG": 33, "JPEG": 2, "GIF": body.find(b",")}[name]
+    started = time.thread_time()
+    refusal(body[:place] + part * (12_000_000 // len(part)) + body[place:])
+    assert time.thread_time() - started < 1.0  # taking it apart takes many seconds
+    assert decode_picture(body[:place] + part * 1_000 + body[place:], make_spec(32, 32)).shape == (32, 32, 3)
+
+
+def test_a_png_in_ten_thousand_chunks_is_read() -> None:
+    noise = np.random.default_rng(0).integers(1, 256, (1_500, 1_501), np.uint8)
+    noise[:, 0] = 0  # the filter of each row
+    pixels = zlib.compress(noise.tobytes(), 1)
+    chunks = [png_chunk(b"IDAT", pixels[start : start + 200]) for start in range(0, len(pixels), 200)]
+    assert len(chunks) > 10_000
+    body = make_png(1_500, 1_500)[:33] + b"".join(chunks) + png_chunk(b"IEND", b"")
+    result = decode_picture(body, make_spec(1_500, 1_500))
+    np.testing.assert_array_equal(result[..., 0], noise[:, 1:])
+
+
 @pytest.mark.parametrize("name", ["JPEG", "PNG"])
 def test_metadata_repeated_without_end_are_refused(name: str) -> None:
     segment = b"\xff\xe1" + struct.pack(">H", 24) + b"Exif\0\0" + bytes(16)
@@ -499,24 +543,6 @@ def test_the_cause_stays_with_the_error_for_the_log() -> None:
 
 
 # Whatever the bytes are
-
-
-def damage(body: bytes, rng: random.Random) -> bytes:
-    """Cut, overwrite, repeat or remove something, mostly in the header."""
-    data = bytearray(body)
-    reach = min(len(data), rng.choice([64, 256, len(data)]))
-    start, length = rng.randrange(reach), rng.randrange(1, 40)
-    match rng.randrange(4):
-        case 0:
-            del data[start:]
-        case 1:
-            del data[start : start + length]
-        case 2:
-            data[start:start] = data[rng.randrange(len(data)) :][:length]
-        case _:
-            for _ in range(rng.choice([1, 2, 8])):
-                data[rng.randrange(reach)] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
-    return bytes(data)
 
 
 def renew_checksums(png: bytes) -> bytes:
@@ -567,7 +593,7 @@ def test_damaged_bytes_give_a_picture_or_invalid_input(name: str) -> None:
     spec = make_spec(24, 32)
     num_refused = 0
     for _ in range(150):
-        damaged = damage(body, rng)
+        damaged = damage(body, rng, header_bytes=(64, 256))
         if name.startswith("png") and rng.random() < 0.7:
             damaged = renew_checksums(damaged)
         try:
