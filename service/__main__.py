@@ -1,5 +1,6 @@
 """Run the service: `python -m service`, configured by `SERVICE_*` in the environment."""
 
+import argparse
 import asyncio
 import gc
 import logging
@@ -202,4 +203,10 @@ def _configure(app: Any, connection: type[asyncio.Protocol]) -> uvicorn.Config:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m service",
+        usage="SERVICE_PORT=8001 %(prog)s",
+        description="Serve the bundles. There are no arguments: settings are SERVICE_* in the environment.",
+        epilog="All settings are in docs/operations.md.",
+    ).parse_args()
     sys.exit(main())

@@ -342,9 +342,9 @@ def test_600_requests_at_once_are_all_answered_or_told_to_come_back(
 # Starts that are refused
 
 
-def run_to_its_end(**settings: object) -> subprocess.CompletedProcess[str]:
+def run_to_its_end(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", *arguments],
         cwd=REPOSITORY,
         env=environment(**settings),
         capture_output=True,
@@ -360,6 +360,13 @@ def test_settings_that_do_not_fit_are_all_named_before_anything_starts() -> None
     first, second = ended.stderr.splitlines()
     assert first.startswith("SERVICE_PORT is 'http': ")
     assert second.startswith("SERVICE_DEVICE is 'tpu': ")
+
+
+def test_arguments_are_refused_with_what_to_do_instead() -> None:
+    ended = run_to_its_end("--port", "9000")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "usage: SERVICE_PORT=8001 python -m service" in ended.stderr
+    assert "unrecognized arguments: --port 9000" in ended.stderr
 
 
 def test_a_damaged_bundle_ends_the_start_with_the_file_named(tiny_bundle: Path, tmp_path: Path) -> None:
