@@ -47,7 +47,10 @@ dashboard: $(DEV_STAMP) ## make Grafana's dashboard again
 bench: $(DEV_STAMP) ## measure the service beside its peers
 	$(BIN)/python -m benchmarks
 
-bench-gpu: programs ## measure every program and attention on a GPU: an hour or two
+# Making the programs takes minutes, so whether there is a GPU is asked first.
+bench-gpu: $(DEV_STAMP) ## measure every program and attention on a GPU: an hour or two
+	$(BIN)/python -c 'import sys; from benchmarks.gpu import find_fault; sys.exit(find_fault("cuda:0"))'
+	$(MAKE) programs
 	$(BIN)/python -m benchmarks gpu
 
 # glibc would give every step's buffers back to Linux and fault them in again; kept, training on a CPU is faster.

@@ -5,7 +5,7 @@ robustness  bad pictures among good ones, 600 requests at once
 startup     from the start of the process to the first answer
 attention   full, clustered and improved-clustered attention against the length, with a plot
 export      the ONNX program beside eager torch
-quality     accuracy on test_dev over HTTP; needs ../shared/data
+quality     accuracy, or word errors, on test_dev over HTTP; needs ../shared/data
 explanations  whether the clusters that explain an answer carry it, and what explaining costs; needs ../shared/data
 long-recordings  minutes and an hour in one request, by the ordinary program and shared by ranks; goes on where it was
             interrupted; needs ../shared/data
@@ -234,16 +234,16 @@ def tell_command() -> str:
 
 
 def find_missing(what: str, bundles: Path, data: Path, runs: Path = RUNS) -> str | None:
-    """Tell what a subject lacks here; it is left out then, unless it was asked for by its name."""
+    """Tell what a subject lacks here; it is left out then, or refused if it was asked for by its name."""
     if what == "quality" and not TEST_FILE.exists():
         return f"{TEST_FILE} is not here"
     if what == "explanations" and not EXPLAINED_FILE.exists():
         return f"{EXPLAINED_FILE} is not here"
     if what == "segmentation" and not find_runs(runs):
         return f"{runs} has no finished run of a segmenter"
+    if what in {"recordings", "long-recordings", "clustering", "brain-networks"} and not data.is_dir():
+        return f"{data} is not here"
     if what in {"recordings", "long-recordings"}:
-        if not data.is_dir():
-            return f"{data} is not here"
         try:
             find_recogniser(bundles)
         except FileNotFoundError as error:
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=DATA, help="for recordings, clustering, brain-networks: folder of the data sets"
     )
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; writes no file")
+    parser.add_argument("--quick", action="store_true", help="a minute or so of each; writes no file")
     parser.add_argument(
         "--from",
         dest="start",
@@ -332,7 +332,9 @@ def main() -> None:
     }
     for what in [arguments.what] if arguments.what else [what for what in REPORTS if what not in ONLY_IF_NAMED]:
         missing = find_missing(what, arguments.bundles, arguments.data, arguments.runs)
-        if missing and not arguments.what:
+        if missing and arguments.what:
+            parser.error(missing)
+        if missing:
             print(f"{what}: not measured, as {missing}")
             continue
         load = os.getloadavg()[0]

@@ -15,8 +15,8 @@ TITLES = {
 }
 METRICS = {"auroc": "AUROC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity"}
 METHOD = """Five folds; figures are means ± standard deviations over folds, after the mean over seeds. Training, an
-epoch of it, and inference are CPU time of one thread; inference is one subject by itself. Peak MB are resident memory
-of the whole process while it trains, with Python, torch and the data. Nothing was chosen on the subjects of the fold
+epoch of it, and inference are CPU time of one thread; inference is one subject by itself in torch, with the losses of
+THC that a program leaves out. Nothing was chosen on the subjects of the fold
 that is measured within its run; settings were chosen on folds 1 to 4, trained without fold 0, so that fold 0 alone is
 untouched by them: it has a column of its own."""
 
@@ -38,7 +38,6 @@ def render_cells(results: Results) -> str:
                 "training s",
                 "s per epoch",
                 "inference ms",
-                "peak MB",
                 "parameters",
             ]
             parts += [f"## {title}", "\n".join([_line(heads), _line(["---"] * len(heads)), *lines])]
@@ -64,12 +63,10 @@ def render_row(row: Row, task: str, results: Results) -> str:
     first = [one["metrics"][names[0]] for one in folds[0]]
     columns.append(f"{statistics.mean(first):.3f}" if first else "")
     number = next(iter(cells.values()))["num_parameters"]
-    seconds, times, peaks = (
-        [found[name] for found in cells.values()] for name in ("train_seconds", "inference_ms", "peak_mb")
-    )
+    seconds, times = ([found[name] for found in cells.values()] for name in ("train_seconds", "inference_ms"))
     epochs = [found["epoch_seconds"] for found in cells.values() if "epoch_seconds" in found]
     columns += [f"{statistics.mean(seconds):.1f}", f"{statistics.mean(epochs):.2f}" if epochs else ""]
-    return _line([*columns, f"{statistics.median(times):.2f}", f"{max(peaks):.0f}", f"{number:,}"])
+    return _line([*columns, f"{statistics.median(times):.2f}", f"{number:,}"])
 
 
 def render_communities(results: Results) -> str:

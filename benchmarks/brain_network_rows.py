@@ -121,7 +121,7 @@ ROWS = (
     Row("thc-batch", "THC, scope of the batch", make_thc(replace(THC_AAL116, scope="batch")), tasks=DIAGNOSIS),
     Row("thc-levels", "THC, no linear path", make_thc(replace(THC_AAL116, has_linear_path=False)), tasks=DIAGNOSIS),
     Row("thc-mlps", "THC, MLPs as readouts", make_thc(replace(THC_AAL116, readout="sum")), tasks=DIAGNOSIS),
-    Row("thc-plain", "THC, encoder not variational", make_thc(PLAIN)),
+    Row("thc-plain", "THC, encoder not variational", make_thc(PLAIN), num_seeds=3),
     Row("thc-no-skip", "THC, encoder neither variational nor with a skip", make_thc(replace(PLAIN, has_skip=False))),
     Row("thc-bare", "THC, no encoder", make_thc(BARE)),
     Row("thc-learnable", "THC, learnable", make_thc(LEARNABLE), tasks=DIAGNOSIS),

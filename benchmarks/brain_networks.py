@@ -5,7 +5,6 @@ A finished cell is a file in the work folder, so that an interrupted run goes on
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,6 @@ from training.recipe import Recipe
 from training.recipes.thc_aal116_abide import RECIPE
 
 FOLDS = range(5)
-CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"  # Linux: the peak becomes what is resident now
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def measure_cells(cells: Sequence[Cell], *, data: Path, work: Path) -> dict[Cell
         cells: in this order.
         data: folder of all data sets.
         work: folder of finished cells.
-    Returns: cell → `metrics`, `train_seconds`, `inference_ms`, `num_parameters`, `peak_mb`, of models also
+    Returns: cell → `metrics`, `train_seconds`, `inference_ms`, `num_parameters`, of models also
         `epoch_seconds`, of THC where networks are known also `communities`.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -102,9 +100,8 @@ def measure_cells(cells: Sequence[Cell], *, data: Path, work: Path) -> dict[Cell
             if not path.exists():
                 if cell.task not in subjects:
                     subjects[cell.task] = CONNECTOMES[cell.task](data)
-                CLEAR_REFS.write_text(RESET_PEAK)
                 start = time.process_time()
-                result = measure_cell(cell, subjects[cell.task]) | {"peak_mb": read_peak_mb()}
+                result = measure_cell(cell, subjects[cell.task])
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(result))
                 partial.replace(path)
@@ -193,13 +190,6 @@ def measure_communities(model: Thc, subjects: Connectomes, fold: int, *, seed: i
                 "num_parts": float(len(np.unique(parts))),
             }
     return found
-
-
-def read_peak_mb() -> float:
-    """Most memory resident in this process since the peak was reset, in MB, with Python, torch and the data."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 def _name_model(cell: Cell) -> str:

@@ -6,8 +6,10 @@ processor does, are measured by `serving`. With the batch cap at 1 nothing is ba
 
 import asyncio
 import itertools
+import re
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from service.metrics import Metrics, ModelMetrics
 from service.opening import check_golden
 from service.runtimes.cuda import name_gpu
 from service.runtimes.runtime import Runtime
-from service.runtimes.warmup import MAX_STREAMS, find_max_batch, fit_length
+from service.runtimes.warmup import MAX_STREAMS, find_max_batch, fit_length, warm_up
 from service.sample import Sample
 from service.tasks import TASKS
 
@@ -36,6 +38,7 @@ FP32_ROOTS = (Path("bundles"), Path("build/programs"))
 FP16_ROOTS = (Path("build/fp16"),)
 SAMPLING_SECONDS = 0.05  # between two looks at the GPU's utilisation
 TIMEOUT_SECONDS = 600.0
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,22 @@ def _describe(device: str) -> str:
     versions = f"torch {torch.__version__}"
     if device == "cpu":
         return f"{device}; {versions}"
-    return f"{device}, {name_gpu(int(device.removeprefix('cuda:')))}; {versions}, CUDA {torch.version.cuda}"
+    gpu = name_gpu(int(device.removeprefix("cuda:")))
+    cuda = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{device}, {gpu}; {versions}, {cuda}, {read_driver(DRIVER)}"
+
+
+def read_driver(file: Path) -> str:
+    """Tell the version of NVIDIA's driver, which torch does not know, from what its kernel module says.
+
+    Args:
+        file: as at `DRIVER`.
+    """
+    try:
+        found = re.search(r"Kernel Module.*?\s(\d[\d.]*)\s", file.read_text())
+    except OSError:
+        found = None
+    return f"driver {found[1]}" if found else "a driver that does not tell its version"
 
 
 def _tell(error: Exception) -> str:
@@ -152,6 +170,9 @@ def _measure_contestant(bundle: Bundle, runtime: Runtime, plan: Plan, cache: Pat
         cache=cache,
     )
     samples = cut_samples(bundle)
+    if runtime.device != "cpu":  # as the service does
+        met = buckets[: bisect_left(buckets, max(sample.length for sample in samples)) + 1]
+        warm_up(runtime, inputs, outputs=outputs, max_batch=cap, buckets=met)
     for max_batch, num_streams in itertools.product(sorted({1, cap}), plan.streams):
         for number in plan.connections:
             batcher = Batcher(
@@ -162,7 +183,7 @@ def _measure_contestant(bundle: Bundle, runtime: Runtime, plan: Plan, cache: Pat
                 buckets=buckets,
                 short_length=manifest.short_length,
             )
-            with _watch(runtime.device) as utilisation:
+            with _watch(runtime.device, after_seconds=plan.warm_seconds) as utilisation:
                 latencies, seconds = asyncio.run(
                     _drive(batcher, samples, outputs, num_streams=num_streams, number=number, plan=plan)
                 )
@@ -184,7 +205,10 @@ def _measure_contestant(bundle: Bundle, runtime: Runtime, plan: Plan, cache: Pat
 async def _drive(
     batcher: Batcher, samples: Sequence[Sample], outputs: tuple[str, ...], *, num_streams: int, number: int, plan: Plan
 ) -> tuple[list[float], float]:
-    """Keep so many requests in flight; gives the latencies of those that were answered in the counted part, and it."""
+    """Keep so many requests in flight; gives the latencies of those that were answered in the counted part, and it.
+
+    Raises: what a request was answered with, if one fails.
+    """
     batcher.start(num_streams)
     supply = itertools.cycle(samples)
     begin = time.perf_counter() + plan.warm_seconds
@@ -200,18 +224,25 @@ async def _drive(
             if now >= begin:
                 latencies.append(now - sent)
 
-    await asyncio.gather(*(ask() for _ in range(number)))
-    seconds = time.perf_counter() - begin
-    await batcher.drain()
-    batcher.close()
+    try:
+        await asyncio.gather(*(ask() for _ in range(number)))
+        seconds = time.perf_counter() - begin
+        await batcher.drain()
+    finally:
+        batcher.close()  # its workers would go on, on a runtime that is closed next
     return latencies, seconds
 
 
 @contextmanager
-def _watch(device: str, devices: Devices | None = None) -> Iterator[list[float]]:
+def _watch(device: str, devices: Devices | None = None, *, after_seconds: float = 0.0) -> Iterator[list[float]]:
     """Collect the GPU's utilisation until the block ends; nothing on the CPU or without NVML.
 
     NVML numbers GPUs of the machine: set no CUDA_VISIBLE_DEVICES that changes their order.
+
+    Args:
+        device: `cpu` or `cuda:N`.
+        devices: that are read; None finds them.
+        after_seconds: as much of the block's begin is not watched.
     """
     found: list[float] = []
     devices = devices or (open_devices() if device != "cpu" else None)
@@ -222,6 +253,7 @@ def _watch(device: str, devices: Devices | None = None) -> Iterator[list[float]]
     is_over = threading.Event()
 
     def look() -> None:
+        is_over.wait(after_seconds)
         while not is_over.wait(SAMPLING_SECONDS):
             state = devices.read()[index]
             if state.utilisation_ratio is not None:

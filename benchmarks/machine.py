@@ -14,6 +14,7 @@ from service.settings import count_cores
 PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
+    "torch",
     "numpy",
     "pillow",
     "fastapi",

@@ -17,6 +17,7 @@ from export.convert import Wishes, convert, read_settings
 from export.published import PUBLISHED
 from export.source import read_source
 from service.bundle import Manifest, Precision
+from service.errors import BundleError
 
 BUILD_NATIVE = "build-native"
 CONVERT = "convert"
@@ -63,11 +64,14 @@ def _export(arguments: Sequence[str]) -> None:
         f"{MADE_FP16}/NAME with fp16",
     )
     parsed = parser.parse_args(arguments)
-    source, model = read_source(parsed.source)
     runtimes = list(dict.fromkeys(parsed.runtime or ["onnx"]))
     home = Path("bundles") if runtimes == ["onnx"] else MADE
-    out: Path = parsed.out or (home if parsed.precision == "fp32" else MADE_FP16) / source.name
-    _tell(out, write_bundle(source, model, out, runtimes=runtimes, precision=parsed.precision))
+    try:
+        source, model = read_source(parsed.source)
+        out: Path = parsed.out or (home if parsed.precision == "fp32" else MADE_FP16) / source.name
+        _tell(out, write_bundle(source, model, out, runtimes=runtimes, precision=parsed.precision))
+    except (OSError, ValueError, BundleError) as error:
+        sys.exit(f"{parser.prog}: {error}")
 
 
 def _convert(arguments: Sequence[str]) -> None:

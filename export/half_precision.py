@@ -7,7 +7,8 @@ The rule, applied to the module before either exporter sees it, so that both for
 - residual sums, norms, the first convolution, which sees raw inputs, and the last layer, whose outputs are logits, are
   float32, and so are all outputs;
 - decisions are float32 with float32 inputs: the whole of clustered attention where it is clustered, density peaks,
-  communities, and every other product of two float32 tensors, the limit of a spectrum among them.
+  communities and the attention whose scores they are learned from, and every other product of two float32 tensors,
+  the limit of a spectrum among them.
 
 Source: Micikevicius et al. 2018, "Mixed Precision Training"; `torch.amp` for which operations take what.
 Differs: from `torch.amp`, a softmax stays in the type of its scores, because between two products in float16 a wider
@@ -33,13 +34,14 @@ from models.encoder import EncoderLayer
 from models.paca_blocks import PaCaAttention, PaCaBlock
 from models.semantic_fpn import ConvNormRelu
 from models.tcformer_v2 import ClusterBlock
+from models.thc import ScoredAttention
 from models.token_blocks import TokenAttention, TokenBlock, TokenMlp
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, TokenMlp)  # their own weights become float16
 PRODUCTS = (PaCaAttention, TokenAttention)  # they multiply what they are given before a layer sees it
 BLOCKS = (PaCaBlock, TokenBlock, ClusterBlock, EncoderLayer, CtcTransformerLayer)  # they add to what they are given
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
-DECISIONS = (ClusteredAttention, CentreCommunities, LearnedCommunities)
+DECISIONS = (ClusteredAttention, ScoredAttention, CentreCommunities, LearnedCommunities)
 LAST_LAYERS = ("head", "classifier", "score")  # names; a score decides how much a token weighs in its cluster
 MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__)
 

@@ -24,7 +24,8 @@ def measure_parity(plan: Plan, runtime: Runtime, *, precision: Precision = "fp32
     """Compare module and program on the plan's parity batches.
 
     A row is what the last axis holds; of an output of integers, which are decisions, each number is a row. A row is off
-    if it differs by more than the precision's tolerance, 1e-5 or 1e-2 of the largest magnitude in its batch.
+    if it differs by more than the precision's tolerance, 1e-5 or 1e-2 of the largest magnitude in its batch; an integer
+    is off if it differs at all.
 
     Args:
         plan: with the module, which computes in float32.
@@ -101,10 +102,17 @@ def join_parities(parities: Sequence[Parity]) -> Parity:
 def row_errors(found: AnyArray, expected: AnyArray) -> Errors:
     """Largest difference in each row over the largest expected magnitude of all: (rows,).
 
+    Of integers, which name things, one is as wrong as another: 0 where they are the same, 1 where not.
+
     Raises: ValueError if the shapes differ.
     """
     if found.shape != expected.shape:
         raise ValueError(f"shape {found.shape}, expected {expected.shape}")
-    differences = np.abs(found - expected)
-    rows = differences if np.issubdtype(expected.dtype, np.integer) else differences.max(axis=-1)
-    return rows.ravel() / np.abs(expected).max()
+    if np.issubdtype(expected.dtype, np.integer):
+        return (found != expected).ravel().astype(np.float64)
+    return np.abs(found - expected).max(axis=-1).ravel() / magnitude(expected)
+
+
+def magnitude(array: AnyArray) -> float:
+    """Largest magnitude among numbers, which an error is measured by; 1 where all are 0."""
+    return float(np.abs(array).max()) or 1.0

@@ -8,8 +8,8 @@ official code (github.com/DDVD233/THC @9af3a57).
 Differs: an assignment is made from the subject's own attention unless `scope` says otherwise (officially from the mean
 over the batch, so that answers depend on the other subjects); the encoder is small unless it is "flat"; a community is
 kept where the top-k mask would leave none; a variational encoder, which the paper's summary names and the code lacks; a
-limit of the spectrum, a standard of the connections, a modularity loss, a linear readout and a linear path from
-connections to logits, the last five ours.
+skip around the encoder, a limit of the spectrum, a standard of the connections, a modularity loss, a linear readout and
+a linear path from connections to logits, the last six ours.
 Deliberately absent: mixup and the cross-entropy (they belong to training), time series (connectivity is made before).
 """
 

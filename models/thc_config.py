@@ -35,8 +35,9 @@ class ThcConfig:
         encoder: "flat" (official), "shared" or "factorised", see `make_node_mlp`; "none" (no_encoder).
         encoder_dim: width of its hidden layers; officially hidden_dim.
         is_variational: whether the encoder is a `VariationalEncoder`.
-        has_skip: whether the encoder's output, zeros at first, is added to what it was given. Ours; without it an
-            encoder makes nodes alike, and later levels put all of them into one or two communities.
+        has_skip: whether the encoder's output is added to what it was given: zeros at first, or where it is
+            variational, in training, noise around zeros. Ours; without it an encoder makes nodes alike, and communities
+            no longer gather what is connected.
         readout: how the levels' votes become one: "sum", "mean", "max" or an MLP over them, "concat"; or one readout of
             the nodes of all levels, "global", or of the last level, "last" (readout, hierarchical, global_pooling).
             "linear", ours, is one linear layer over the features of all levels' nodes, which starts at zero: from few

@@ -51,7 +51,10 @@ class Golden(_Part):
     """How closely the program must reproduce `golden.npz` before it serves."""
 
     file: str
-    atol: float = Field(ge=0)
+    atol: float = Field(ge=0, description="Of the outputs that `atol_by_output` does not name.")
+    atol_by_output: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="Output → its own atol; empty where one serves all."
+    )
     rtol: float = Field(ge=0)
     max_share_off: float = Field(
         default=0.0,
@@ -254,8 +257,10 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, readable by people; the usual precision goes without saying."""
-    unsaid = {"precision"} if manifest.precision == "fp32" else set()
+    """Write `manifest.json`, readable by people; the usual precision and one atol for all go without saying."""
+    unsaid: dict[str, Any] = {"precision": True} if manifest.precision == "fp32" else {}
+    if not manifest.golden.atol_by_output:
+        unsaid["golden"] = {"atol_by_output"}
     text = json.dumps(manifest.model_dump(mode="json", exclude=unsaid), indent=2) + "\n"
     (folder / MANIFEST).write_text(text)
 

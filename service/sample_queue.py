@@ -112,24 +112,20 @@ class SampleQueue:
         Returns: a batch, or None and the seconds after which asking again is worth it (None: when something is put).
         """
         now = self._clock()
-        oldest = self._find_oldest(now)
-        if oldest is None:
-            return None, None
-        queue = self._waiting[oldest]
-        max_batch = scale_max_batch(self._max_batch, oldest, self._buckets)
-        remaining = queue[0].since + self._max_wait - now
-        if self._max_wait and len(queue) < max_batch and remaining > 0:
-            return None, remaining
-        # Who asked for a window wants full batches; and the rest that a share leaves would wait for a window again.
-        num_takers = 1 if self._max_wait else max(1, self._num_idle)
-        share = min(max_batch, math.ceil(len(queue) / num_takers))
-        batch: list[Waiting] = []
-        while queue and len(batch) < share:
-            waiting = queue.popleft()
-            if waiting.ticket.is_wanted(now):
-                batch.append(waiting)
-        self._num_long += self._is_long(oldest)
-        return (batch, oldest), None
+        while (oldest := self._find_oldest(now)) is not None:
+            queue = self._waiting[oldest]
+            max_batch = scale_max_batch(self._max_batch, oldest, self._buckets)
+            remaining = queue[0].since + self._max_wait - now
+            if self._max_wait and len(queue) < max_batch and remaining > 0:
+                return None, remaining
+            # Who asked for a window wants full batches; and the rest that a share leaves would wait for one again.
+            num_takers = 1 if self._max_wait else max(1, self._num_idle)
+            share = min(max_batch, math.ceil(len(queue) / num_takers))
+            batch = _pop_wanted(queue, share, now)
+            if batch:  # tickets die without the lock, so also between being found and being popped
+                self._num_long += self._is_long(oldest)
+                return (batch, oldest), None
+        return None, None
 
     def end(self, bucket: int) -> None:
         """Tell that a batch of this bucket, one that was taken, has run."""
@@ -168,3 +164,13 @@ class SampleQueue:
         if not sleeper.wait(seconds):
             with suppress(ValueError):  # whoever notifies removes it
                 self._sleepers.remove(sleeper)
+
+
+def _pop_wanted(queue: deque[Waiting], limit: int, now: float) -> list[Waiting]:
+    """Take the oldest samples that somebody wants; drops the others that stand before them."""
+    batch: list[Waiting] = []
+    while queue and len(batch) < limit:
+        waiting = queue.popleft()
+        if waiting.ticket.is_wanted(now):
+            batch.append(waiting)
+    return batch

@@ -48,7 +48,7 @@ async def read_file(
         if len(body) < _LARGE_BYTES:
             body, named = await _read_field(request, body)
         else:  # parsing it would hold up every other request
-            body, named = await asyncio.to_thread(asyncio.run, _read_field(request, body))
+            body, named = await asyncio.to_thread(lambda: asyncio.run(_read_field(request, body)))
         return body, check_media_type(named, media_types)
     media_type = check_media_type(named, media_types)
     return await read_body(request, max_bytes=max_bytes, timeout_seconds=timeout_seconds), media_type

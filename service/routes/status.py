@@ -70,7 +70,8 @@ def make_models_router(catalog: Catalog) -> APIRouter:
     async def get_model(model: str) -> dict[str, Any]:
         """Give a model's manifest: how it is fed, what it gives, how good it is, where it comes from."""
         endpoint = catalog.get(model)
-        return endpoint.manifest.model_dump(mode="json") | _entry(endpoint).model_dump()
+        spec = endpoint.spec.model_dump(mode="json")  # with the defaults that the file leaves out
+        return endpoint.manifest.model_dump(mode="json") | {"spec": spec} | _entry(endpoint).model_dump()
 
     return router
 

@@ -212,6 +212,7 @@ def _start(command: Sequence[str], rank: int, num_ranks: int, listener: socket.s
         "MASTER_ADDR": HOST,
         "MASTER_PORT": listener.getsockname()[1],
         "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,  # left to itself, it takes another interface where there is one
         "TORCHELASTIC_USE_AGENT_STORE": True,  # all ranks are clients of the store, rank 0 as well
     }
     inherited = [listener.fileno()] if rank == 0 else []

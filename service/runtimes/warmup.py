@@ -1,7 +1,8 @@
 """Warm-up: how large a batch and how many of them at once pay on this machine, remembered by bundle and machine.
 
 A larger batch makes everybody in it wait longer, and one more in flight takes memory, so the smallest number that is
-nearly as fast is taken. On a GPU the batches that will come are also run once, before the first request does.
+nearly as fast is taken, and none for which memory runs out. On a GPU the batches that will come are also run once,
+before the first request does.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from service.collate import LENGTHS, scale_max_batch
+from service.errors import BundleError
+from service.runtimes.by_device import is_out_of_memory
 from service.runtimes.cuda import name_gpu
 from service.runtimes.runtime import Runtime
 from service.sample import Arrays
@@ -47,6 +50,7 @@ def find_max_batch(
         bundle_sha256: of the bundle that the runtime runs.
         cache: folder for findings.
     Returns: between 1 and `limit`.
+    Raises: BundleError if the memory does not suffice for one sample.
     """
     path = cache / f"max-batch-{_fingerprint(runtime, limit, bundle_sha256)}.json"
     return _remember(path, "max_batch", limit, lambda: _measure(runtime, example, outputs, limit))
@@ -68,22 +72,22 @@ def find_num_streams(
         batch: samples in each.
         run_together: runs something on several threads.
     Returns: between 1 and `MAX_STREAMS`.
+    Raises: BundleError if the memory does not suffice for one batch at a time.
     """
     path = cache / f"streams-{_fingerprint(runtime, batch, bundle_sha256)}.json"
     together = run_together or _run_together
 
     def measure() -> int:
         inputs = _fill(example, batch)
-        numbers = range(1, MAX_STREAMS + 1)
 
         def time_streams(number: int) -> float:
             start = time.perf_counter()
             together(number, lambda: runtime.run(inputs, outputs))
             return (time.perf_counter() - start) / (number * RUNS_PER_STREAM)
 
-        rounds = [{number: time_streams(number) for number in numbers} for _ in range(REPEATS)]
-        seconds = {number: min(found[number] for found in rounds) for number in numbers}
-        return next(number for number in numbers if seconds[number] <= WORTH * min(seconds.values()))
+        numbers = range(1, MAX_STREAMS + 1)
+        seconds = _time_what_fits(numbers, time_streams, f"batches of {batch} samples at a time", runtime.device)
+        return next(number for number in seconds if seconds[number] <= WORTH * min(seconds.values()))
 
     return _remember(path, "num_streams", MAX_STREAMS, measure)
 
@@ -101,11 +105,18 @@ def warm_up(
         outputs: those that a usual request needs.
         max_batch: of the first bucket.
         buckets: lengths that will come; empty where all samples have one shape.
+    Raises: BundleError if the memory does not suffice for one of them.
     """
     for bucket in buckets or (0,):
         fitting = fit_length(example, bucket) if buckets else example
         for size in _sizes(scale_max_batch(max_batch, bucket, buckets)):
-            runtime.run(_fill(fitting, size), outputs)
+            try:
+                runtime.run(_fill(fitting, size), outputs)
+            except Exception as error:  # each runtime's library has exceptions of its own
+                if not is_out_of_memory(error):
+                    raise
+                length = f" of length {bucket}" if buckets else ""
+                raise _too_little_memory(f"a batch of {size} samples{length}", runtime.device) from error
 
 
 def fit_length(inputs: Arrays, length: int) -> Arrays:
@@ -136,13 +147,54 @@ def _remember(path: Path, key: str, limit: int, measure: Callable[[], int]) -> i
 
 
 def _measure(runtime: Runtime, example: Arrays, outputs: Sequence[str], limit: int) -> int:
-    sizes = _sizes(limit)
-    batches = {size: _fill(example, size) for size in sizes}
-    # In turns, so that a busy moment of the machine does not hit one size alone.
-    rounds = [{size: _time(runtime, batch, outputs) for size, batch in batches.items()} for _ in range(REPEATS)]
-    seconds_per_sample = {size: (min(found[size] for found in rounds) + SECONDS_PER_BATCH) / size for size in sizes}
+    batches = {size: _fill(example, size) for size in _sizes(limit)}
+    seconds = _time_what_fits(
+        list(batches), lambda size: _time(runtime, batches[size], outputs), "samples in a batch", runtime.device
+    )
+    seconds_per_sample = {size: (best + SECONDS_PER_BATCH) / size for size, best in seconds.items()}
     best = min(seconds_per_sample.values())
-    return next(size for size in sizes if seconds_per_sample[size] <= WORTH * best)
+    return next(size for size, found in seconds_per_sample.items() if found <= WORTH * best)
+
+
+def _time_what_fits(
+    numbers: Sequence[int], time_one: Callable[[int], float], unit: str, device: str
+) -> dict[int, float]:
+    """Time each of some ascending numbers, up to the first for which memory runs out.
+
+    Args:
+        numbers: to be timed.
+        time_one: gives the seconds of one of them.
+        unit: what they count, for messages.
+        device: where they run, for messages.
+    Returns: number → seconds, the best of all rounds; at least one.
+    Raises: BundleError if the first one does not fit.
+    """
+    rounds: list[dict[int, float]] = []
+    # In turns, so that a busy moment of the machine does not hit one number alone.
+    for _ in range(REPEATS):
+        rounds.append({})
+        for number in numbers:
+            try:
+                rounds[-1][number] = time_one(number)
+            except Exception as error:  # each runtime's library has exceptions of its own
+                if not is_out_of_memory(error):
+                    raise
+                if number == numbers[0]:
+                    raise _too_little_memory(f"{number} {unit}", device) from error
+                numbers = list(rounds[-1])
+                logger.warning(
+                    "memory of %s ran out with %d %s; at most %d run there until SERVICE_CACHE is emptied",
+                    device, number, unit, numbers[-1],
+                )  # fmt: skip
+                break
+    return {number: min(found[number] for found in rounds) for number in numbers}
+
+
+def _too_little_memory(what: str, device: str) -> BundleError:
+    return BundleError(
+        f"memory of {device} ran out with {what}; that much has to fit; free some, choose another SERVICE_DEVICE, or "
+        "export the bundle with a smaller --max-batch"
+    )
 
 
 def _sizes(limit: int) -> list[int]:

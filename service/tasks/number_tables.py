@@ -25,6 +25,8 @@ Line = tuple[int, list[str]]  # number of the line in the file, its cells
 _MAX_LINES, _MAX_CELLS = 100_000, 4_000_000
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 _SEPARATORS = b",;\t"
+# Of str.split, beyond ASCII; as UTF-8 they look like letters.
+_WIDE_BLANKS = "\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _IS_WITHIN_CELL = bytes(byte > ord(" ") and byte not in _SEPARATORS for byte in range(256))  # by byte
 
 
@@ -47,7 +49,7 @@ def read_text_table(body: bytes) -> TextTable:
     """
     text = _decode(body)
     # Two characters end a line of Windows.
-    if sum(map(text.count, _LINE_ENDS)) > 2 * _MAX_LINES or _count_cells(body) > _MAX_CELLS:
+    if sum(map(text.count, _LINE_ENDS)) > 2 * _MAX_LINES or _count_cells(text) > _MAX_CELLS:
         raise InvalidInput(
             f"the table has more than {_MAX_LINES} lines or {_MAX_CELLS} cells; a line per region, or per frame of a "
             "time series, was expected; send one subject's table, or a large one as .npy"
@@ -72,10 +74,13 @@ def read_text_table(body: bytes) -> TextTable:
     return TextTable(np.array([_to_floats(number, cells) for number, cells in rows], np.float64), names)
 
 
-def _count_cells(body: bytes) -> int:
+def _count_cells(text: str) -> int:
     """Count at least as many as there are, empty ones included."""
-    is_within = np.frombuffer(body.translate(_IS_WITHIN_CELL), np.uint8)
-    return max(int(np.count_nonzero(is_within[1:] > is_within[:-1])) + 1, sum(map(body.count, _SEPARATORS)))
+    encoded = text.encode()  # whatever it came in: in UTF-16, every other byte of a number is no part of a cell
+    is_within = np.frombuffer(encoded.translate(_IS_WITHIN_CELL), np.uint8)
+    num_blanks = 0 if text.isascii() else sum(map(text.count, _WIDE_BLANKS))
+    num_starts = int(np.count_nonzero(is_within[1:] > is_within[:-1])) + 1 + num_blanks
+    return max(num_starts, sum(map(encoded.count, _SEPARATORS)))
 
 
 def _decode(body: bytes) -> str:

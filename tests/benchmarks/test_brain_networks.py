@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import brain_networks
+from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.brain_network_report import render_cells
 from benchmarks.brain_network_rows import ROWS, TASKS, TaskSettings
 from benchmarks.brain_networks import Cell, list_cells, measure_cells
@@ -36,6 +37,16 @@ def test_default_and_ridge_are_on_all_tasks_and_the_published_layout_on_one() ->
     assert {cell.seed for cell in cells if cell.row.key == "thc"} == {1, 2, 3}
     assert {cell.task for cell in cells if cell.row.key == "thc-official"} == {"abide-diagnosis"}
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+@pytest.mark.parametrize("what", ["brain-networks", "clustering"])
+def test_a_subject_that_was_named_is_refused_without_data(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", what, "--quick", "--data", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit):
+        benchmarks_main()
+    assert f"{tmp_path / 'nowhere'} is not here" in capsys.readouterr().err
 
 
 def test_rows_and_tasks_can_be_chosen_and_others_are_refused() -> None:

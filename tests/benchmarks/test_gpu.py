@@ -1,9 +1,12 @@
+import asyncio
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +17,16 @@ from benchmarks.__main__ import QUICK as QUICK_RUN
 from benchmarks.gpu import ON_CPU, QUICK, measure_gpu
 from benchmarks.gpu_attention import AttentionPoint, plot_attention, render_attention
 from benchmarks.gpu_report import GpuFinding
-from service.bundle import Bundle
+from service.batcher import Batcher
+from service.bundle import Bundle, open_bundle
 from service.devices import open_devices
+from service.errors import ModelFailed
+from service.metrics import Metrics, ModelMetrics
 from service.runtimes.runtime import Runtime
-from service.sample import Arrays
+from service.sample import Arrays, Sample
 from tests.service.fake_nvml import FakeNvml
 
-BUNDLE = Path("bundles/thc-aal116-abide")
+BUNDLE, SPEECH = Path("bundles/thc-aal116-abide"), Path("bundles/ctc-transformer-small-an4")
 # Compiling takes a minute; see test_gpu_contestants.
 NOT_COMPILED = replace(QUICK, contestants=("onnx", "torchscript", "eager"))
 
@@ -68,7 +74,7 @@ class Broken:
 
     name, version, device, kernel, num_streams = "broken", "1", "cpu", "portable", 1
 
-    def __init__(self, runtime: Runtime, error: Exception | None) -> None:
+    def __init__(self, runtime: Runtime | None, error: Exception | None) -> None:
         self.runtime, self.error = runtime, error
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
@@ -134,8 +140,18 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pyt
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_one_command_makes_the_programs_and_measures_them() -> None:
     planned = subprocess.run(["make", "--dry-run", "bench-gpu"], capture_output=True, text=True, check=True).stdout
-    assert "-m export" in planned
-    assert planned.index("-m export") < planned.index("-m benchmarks gpu\n")
+    steps = ["find_fault", "-m export", "-m benchmarks gpu\n"]
+    assert sorted(steps, key=planned.index) == steps
+
+
+@pytest.mark.skipif(not (shutil.which("make") and Path(".venv/bin/python").exists()), reason="needs make and .venv")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_cuda_no_program_is_made() -> None:
+    command = ["make", "CUDA=", "--old-file=.venv/.installed-dev", "bench-gpu"]  # installs nothing, however old it is
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode
+    assert "finds no CUDA; install a build of torch with CUDA" in refused.stderr
+    assert "-m export" not in refused.stdout
 
 
 def test_folders_without_bundles_are_refused(tmp_path: Path) -> None:
@@ -150,6 +166,69 @@ def test_the_utilisation_of_the_gpu_is_collected() -> None:
         while not found:
             pass
     assert set(found) == {0.25}
+
+
+def test_the_part_that_is_not_counted_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "SAMPLING_SECONDS", 0.0)
+    devices = open_devices(FakeNvml(1))
+    with gpu._watch("cuda:0", devices, after_seconds=3600.0) as found:
+        threading.Event().wait(0.02)  # one that watches from the begin would look many times
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n",
+            "driver 550.54.15",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (root@dvs)\n",
+            "driver 570.86.15",
+        ),
+        (None, "a driver that does not tell its version"),
+    ],
+)
+def test_the_driver_s_version_is_told(tmp_path: Path, text: str | None, told: str) -> None:
+    file = tmp_path / "version"
+    if text:
+        file.write_text(text)
+    assert gpu.read_driver(file) == told
+
+
+def test_a_request_that_fails_leaves_no_worker_behind(finding: GpuFinding, root: Path) -> None:
+    bundle = open_bundle(root / "bundles" / BUNDLE.name)
+    with gpu.open_contestant(bundle, "onnx", "cpu", cache=root / "cache") as runtime:
+        metrics = ModelMetrics(Metrics(), "failing")
+        batcher = Batcher(Broken(runtime, RuntimeError("no")), metrics, max_batch=1, max_queue=4)
+        before = set(threading.enumerate())
+        with pytest.raises(ModelFailed):
+            asyncio.run(
+                gpu._drive(batcher, gpu.cut_samples(bundle), ("logits",), num_streams=2, number=4, plan=NOT_COMPILED)
+            )
+        assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ("device", "longest", "met"), [("cuda:0", 150, (100, 200)), ("cuda:0", 90, (100,)), ("cpu", 150, None)]
+)
+def test_on_a_gpu_every_length_that_comes_is_met_before_it_counts(
+    monkeypatch: pytest.MonkeyPatch, root: Path, device: str, longest: int, met: tuple[int, ...] | None
+) -> None:
+    bundle = open_bundle(SPEECH)
+    manifest = bundle.manifest.model_copy(update={"length_buckets": (100, 200, 400)})
+    bundle = replace(bundle, manifest=manifest)
+    warmed: list[dict[str, Any]] = []
+    monkeypatch.setattr(gpu, "find_max_batch", lambda *inputs, **settings: 4)
+    monkeypatch.setattr(gpu, "cut_samples", lambda bundle: [Sample({}, 20, None), Sample({}, longest, None)])
+    monkeypatch.setattr(gpu, "warm_up", lambda *inputs, **settings: warmed.append(settings))
+    runtime = Broken(None, None)
+    runtime.device = device
+    plan = replace(QUICK, connections=())
+    assert list(gpu._measure_contestant(bundle, runtime, plan, root)) == []
+    found = [(settings["max_batch"], tuple(settings["buckets"])) for settings in warmed]
+    assert found == ([(4, met)] if met else [])
 
 
 def test_the_command_writes_tables(monkeypatch: pytest.MonkeyPatch, finding: GpuFinding) -> None:

@@ -25,7 +25,7 @@ def test_a_result_is_named_by_subject_hardware_and_month() -> None:
 
 def test_a_setting_names_command_commit_machine_and_versions() -> None:
     text = describe_setting("python -m benchmarks")
-    for fact in ("Command: `python -m benchmarks`", "Commit: ", "Machine: ", "Python 3.", "fastapi "):
+    for fact in ("Command: `python -m benchmarks`", "Commit: ", "Machine: ", "Python 3.", "torch ", "fastapi "):
         assert fact in text
 
 

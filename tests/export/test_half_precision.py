@@ -24,7 +24,9 @@ from export.planners import make_plan
 from export.source import read_source
 from export.torchscript_program import export_torchscript
 from models.clustered_attention import ClusteredAttention
+from models.communities import LearnedCommunities
 from models.density_peaks import dpc_knn
+from models.thc import ScoredAttention
 from models.token_blocks import Ctm
 from service.bundle import open_bundle
 from service.errors import BundleError
@@ -131,36 +133,47 @@ def test_the_first_convolution_norms_and_the_last_layer_keep_float32() -> None:
 # Decisions
 
 
-@pytest.mark.parametrize("name", ["clustered-speech", "tcformer-classifier", "tcformer-v2-reconstruction-classifier"])
-def test_decisions_are_made_of_float32_and_as_the_float32_module_makes_them(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["clustered-speech", "tcformer-classifier", "tcformer-v2-reconstruction-classifier", "thc"]
+)
+def test_decisions_are_made_of_float32_and_as_outside_of_a_program_in_mixed_precision(name: str) -> None:
     plan = halve_plan(PLANS[name]())
-    seen: list[tuple[Tensor, ...]] = []
+    seen: list[Decision] = []
     for module in plan.program.modules():
         if isinstance(module, ClusteredAttention):
-            module.operator = lambda *inputs, own=module.operator, **settings: _record(seen, own, inputs, settings)
+            module.operator = Recorder(seen, module.operator)
         elif isinstance(module, Ctm):
-            own = module.clustering
-            module.clustering = RecordedClustering(seen, own)
+            module.clustering = Recorder(seen, module.clustering)
+        elif isinstance(module, ScoredAttention | LearnedCommunities):
+            module.forward = Recorder(seen, module.forward)
     plan.run(plan.parity_batches[0])
     assert seen
-    for inputs in seen:
-        assert {tensor.dtype for tensor in inputs if tensor.is_floating_point()} == {torch.float32}
+    with torch.inference_mode():
+        for decide, inputs, settings, found in seen:
+            assert dtypes_of(inputs) == {torch.float32}
+            assert dtypes_of(found) <= {torch.float32}
+            torch.testing.assert_close(decide(*inputs, **settings), found, rtol=0, atol=0)
 
 
-def _record(seen: list[tuple[Tensor, ...]], own: Callable[..., Any], inputs: Any, settings: dict[str, Any]) -> Any:
-    seen.append(inputs)
-    return own(*inputs, **settings)
+Decision = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
 
 
-class RecordedClustering:
-    """Remembers what is clustered."""
+def dtypes_of(values: Any) -> set[torch.dtype]:
+    """Types of the floating-point tensors among some values."""
+    values = (values,) if isinstance(values, Tensor) else values
+    return {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
 
-    def __init__(self, seen: list[tuple[Tensor, ...]], own: Any) -> None:
-        self.seen, self.own, self.num_parts = seen, own, own.num_parts
 
-    def __call__(self, x: Tensor, cell_grid: tuple[int, int]) -> tuple[Tensor, int]:
-        self.seen.append((x,))
-        return self.own(x, cell_grid)
+class Recorder:
+    """Remembers what something was called with, and what it gave."""
+
+    def __init__(self, seen: list[Decision], own: Any) -> None:
+        self.seen, self.own, self.num_parts = seen, own, getattr(own, "num_parts", None)
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        found = self.own(*inputs, **settings)
+        self.seen.append((self.own, inputs, settings, found))
+        return found
 
 
 def test_density_peaks_are_the_same_inside_a_program_in_mixed_precision() -> None:
@@ -281,10 +294,12 @@ def test_a_bundle_in_fp16_proves_itself_with_the_float32_module_s_outputs(tmp_pa
         runtime = RUNTIMES[name](out / program, device="cpu")
         check_golden(runtime, bundle, inputs, golden)
         found = runtime.run(inputs, ["logits"])["logits"]
-        assert 0 < abs(found - golden["logits"]).max() <= manifest.golden.atol
-        spoiled = {output: array + 3 * manifest.golden.atol for output, array in golden.items()}
-        with pytest.raises(BundleError, match="differs from golden"):
-            check_golden(runtime, bundle, inputs, spoiled)
+        tolerances = manifest.golden.atol_by_output
+        assert 0 < abs(found - golden["logits"]).max() <= tolerances["logits"]
+        for output, array in golden.items():
+            for spoiled in (array + np.float32(3 * tolerances[output]), np.zeros_like(array)):
+                with pytest.raises(BundleError, match=f": {output} differs from golden"):
+                    check_golden(runtime, bundle, inputs, golden | {output: spoiled})
         runtime.close()
 
 

@@ -75,6 +75,16 @@ def test_a_precision_that_there_is_not_is_refused(
     assert "'fp32', 'fp16'" in capsys.readouterr().err
 
 
+def test_a_folder_that_holds_nothing_to_export_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        run(monkeypatch, bundle_folder, str(tmp_path))
+    assert refused.value.code == (
+        f"python -m export: {tmp_path} has neither run.json nor manifest.json; name a training run's folder or a bundle"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -162,6 +162,18 @@ def test_the_error_is_relative_to_the_largest_magnitude() -> None:
     np.testing.assert_array_equal(errors, [0, 0.125])
 
 
+def test_of_ids_one_that_is_the_next_is_as_wrong_as_any_other() -> None:
+    expected = np.arange(196).reshape(4, 49)  # as many cells as TCFormer has; 1 is under a hundredth of 195
+    np.testing.assert_array_equal(row_errors(expected, expected), np.zeros(196))
+    np.testing.assert_array_equal(row_errors(expected + 1, expected), np.ones(196))
+
+
+def test_where_zeros_are_expected_errors_are_absolute() -> None:
+    expected = np.zeros((2, 3), np.float32)
+    np.testing.assert_array_equal(row_errors(expected, expected), [0, 0])
+    np.testing.assert_array_equal(row_errors(expected + np.array([[0], [0.5]], np.float32), expected), [0, 0.5])
+
+
 # Programs in float16
 
 

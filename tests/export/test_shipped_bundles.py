@@ -25,9 +25,9 @@ from service.tasks.speech_recognition import SPEECH_RECOGNITION, SpeechRecogniti
 from tests.golden_files import REPOSITORY
 
 BUNDLES = sorted(path.parent for path in (REPOSITORY / "bundles").glob("*/manifest.json"))
-CLASSIFIERS, RECOGNISERS = (
+CLASSIFIERS, RECOGNISERS, BRAIN_NETWORKS = (
     [folder for folder in BUNDLES if open_bundle(folder).manifest.task == task]
-    for task in ("image-classification", "speech-recognition")
+    for task in ("image-classification", "speech-recognition", "brain-network-classification")
 )
 MAX_BYTES = 12_000_000
 
@@ -112,6 +112,24 @@ def test_the_shipped_program_equals_the_module_made_of_the_shipped_weights(folde
     for name, expected in plan.run(batch).items():
         is_near = row_errors(found[name], expected) <= MAX_RELATIVE_ERROR  # 1e-5, in another order of sums
         assert is_near.mean() >= 1 - plan.max_share_off
+    runtime.close()
+
+
+@pytest.mark.parametrize("folder", BRAIN_NETWORKS, ids=lambda folder: folder.name)
+def test_a_connectome_gets_the_same_bits_alone_and_in_every_batch(folder: Path) -> None:
+    manifest = open_bundle(folder).manifest
+    plan = make_plan(*read_source(folder))
+    runtime = open_onnx(folder / manifest.programs["onnx"], device="cpu")
+    batch = {name: np.concatenate([inputs[name] for inputs in plan.parity_batches]) for name in plan.parity_batches[0]}
+    number = len(next(iter(batch.values())))
+    alone = [
+        runtime.run({name: array[row : row + 1] for name, array in batch.items()}, plan.output_names)
+        for row in range(number)
+    ]
+    for size in (2, 3, 5, 8, number):
+        found = runtime.run({name: array[:size] for name, array in batch.items()}, plan.output_names)
+        for name in plan.output_names:
+            np.testing.assert_array_equal(found[name], np.concatenate([one[name] for one in alone[:size]]), name)
     runtime.close()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service import errors
 from service.routes.problems import MEDIA_TYPE, Problem
 from service.tasks import TASKS
 from tests.service.tiny_bundle import NAME
@@ -62,6 +63,17 @@ async def test_openapi_describes_every_error_as_a_problem(openapi: dict[str, Any
                 if not status.startswith("2"):
                     schema = resolve(openapi, response["content"][MEDIA_TYPE]["schema"])
                     assert set(schema["properties"]) == set(Problem.model_fields), (operation["operationId"], status)
+
+
+@pytest.mark.parametrize("name", TASKS)
+async def test_openapi_names_every_status_that_a_task_answers_with(openapi: dict[str, Any], name: str) -> None:
+    statuses = {str(error.status) for error in vars(errors).values() if hasattr(error, "status")}
+    statuses -= {"403", "405"}  # of other methods than POST
+    if not TASKS[name].drawing:
+        statuses.remove("406")
+    responses = openapi["paths"][f"/v1/{name}"]["post"]["responses"]
+    assert responses.keys() == statuses | {"200"}
+    assert "headers" in responses["408"]["description"]
 
 
 async def test_the_docs_page_references_only_files_that_are_served_here(client: httpx.AsyncClient) -> None:

@@ -412,6 +412,16 @@ def test_one_port_for_both_ends_the_start_with_one_line() -> None:
     assert "that is SERVICE_PORT; set another one" in line
 
 
+@pytest.mark.parametrize(("host", "family"), [("localhost", socket.AF_INET), ("::", socket.AF_INET6)])
+def test_one_family_of_addresses_is_served(host: str, family: socket.AddressFamily) -> None:
+    if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    with _bind("SERVICE_PORT", host, 0) as listener:
+        assert listener.family == family
+        if family == socket.AF_INET6:
+            assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
 def test_a_port_that_is_taken_meanwhile_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (_bind("SERVICE_PORT", HOST, 0) for _ in range(2))
     port = first.getsockname()[1]

@@ -96,6 +96,19 @@ def test_a_number_that_is_none_is_never_allowed_to_be_off(bundle_copy: Path, set
         check_golden(broken, bundle, *bundle.read_golden())
 
 
+@pytest.mark.parametrize("name", ["logits", "clusters"])
+def test_each_golden_output_is_held_to_its_own_tolerance(bundle_copy: Path, settings: MakeSettings, name: str) -> None:
+    change_golden(bundle_copy, f"output.{name}", lambda array: array + np.float32(0.01))
+    other = {"logits": "clusters", "clusters": "logits"}[name]
+    for wide, is_taken in ((name, True), (other, False)):
+        reseal(bundle_copy, golden={"file": GOLDEN, "atol": 1e-4, "rtol": 1e-4, "atol_by_output": {wide: 0.02}})
+        if is_taken:
+            open_it(bundle_copy, settings()).runtime.close()
+        else:
+            with pytest.raises(BundleError, match=rf"{name} differs from golden by 0.01, .* than atol 0.0001"):
+                open_it(bundle_copy, settings())
+
+
 def test_a_golden_output_of_another_shape_refuses_to_start(bundle_copy: Path, settings: MakeSettings) -> None:
     change_golden(bundle_copy, "output.logits", lambda array: array[:1])
     with pytest.raises(BundleError, match=rf"{NAME}.*logits has shape \(2, 3\), golden has \(1, 3\)"):

@@ -165,6 +165,26 @@ def test_where_everybody_left_there_is_no_batch() -> None:
     assert bench.queue.choose() == (None, None)
 
 
+class Leaving(Ticket):
+    """Its client is there when the queue first looks, and gone when it looks again."""
+
+    def is_wanted(self, now: float) -> bool:
+        was_wanted = super().is_wanted(now)
+        self.is_dead = True
+        return was_wanted
+
+
+@pytest.mark.parametrize("others", [[], [4.0]])
+def test_a_client_who_leaves_while_the_queue_looks_makes_no_empty_batch(others: list[float]) -> None:
+    bench = Bench(buckets=(4, 8), short_length=4)
+    sample = Sample(inputs={"x": np.zeros(8)}, length=8, context=None)
+    bench.queue.put(Leaving(future=cast("Any", None), deadline=LONG), sample, ("y",), lambda outputs: outputs)
+    bench.put(*others)
+    batch, seconds = bench.queue.choose()
+    assert (batch and values_of(batch), seconds) == (others or None, None)
+    assert bench.queue._num_long == 0
+
+
 # With threads
 
 

@@ -1,11 +1,17 @@
+import asyncio
+import gc
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from service.routes import body as body_module
-from service.routes.body import UNDECIDED, check_media_type
+from service.routes.body import UNDECIDED, check_media_type, read_file
 from service.tasks.picture_files import PICTURE_MEDIA_TYPES
 from tests.service.routes.test_problems import check_problem
 from tests.service.tiny_bundle import MAX_BODY_BYTES
@@ -127,3 +133,36 @@ async def test_a_large_form_is_parsed_beside_the_event_loop(
     answer = await client.post(PATH, files={"image": ("a.png", picture, "image/png")})
     assert "the form has image" in check_problem(answer, 400, "invalid_input")["detail"]
     assert threads == [not is_large] * 2
+
+
+async def test_a_client_who_leaves_before_a_thread_is_free_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body_module, "_LARGE_BYTES", 1)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"--b--\r\n", "more_body": False}
+
+    request = Request(
+        {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data; boundary=b")]}, receive
+    )
+    is_free = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(pool)
+    pool.submit(is_free.wait)
+    reading = asyncio.ensure_future(read_file(request, media_types=frozenset(), max_bytes=1000, timeout_seconds=100.0))
+    try:
+        for _ in range(20):  # turns of the event loop, until it waits for a thread
+            await asyncio.sleep(0)
+        assert pool._work_queue.qsize() == 1
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            is_free.set()
+            pool.shutdown()  # the thread drops what was cancelled
+            gc.collect()
+        assert [str(warning.message) for warning in found] == []
+    finally:
+        is_free.set()

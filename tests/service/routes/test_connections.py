@@ -98,6 +98,32 @@ async def be_refused(port: int, *parts: bytes) -> bytes:
         return await reader.read()
 
 
+class WrittenTransport(asyncio.Transport):
+    """Keeps what is written; for pieces of a size that sockets do not promise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self._is_closing = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self._is_closing = True
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+
+def connect_without_network(metrics: Metrics) -> tuple[connections.Connection, WrittenTransport]:
+    config = uvicorn.Config(answer, ws="none", log_config=None)
+    config.load()
+    connection, transport = make_connection(metrics)(config, ServerState(), {}), WrittenTransport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
 def count(metrics: Metrics) -> dict[tuple[str, str], float]:
     """The requests of each model and outcome."""
     samples = [sample for family in metrics.requests.collect() for sample in family.samples]
@@ -164,6 +190,23 @@ async def test_what_is_no_body_is_read_to_a_limit(port: int, metrics: Metrics, s
     assert str(MAX_HEAD_BYTES) in detail
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        head(f"GET /{'x' * MAX_HEAD_BYTES}"),
+        head("GET /", f"X: {'x' * MAX_HEAD_BYTES}"),
+        head("GET /", *["X: x"] * (MAX_HEAD_BYTES // 6)),
+        CHUNKED + b"0\r\n" + b"X: x\r\n" * (MAX_HEAD_BYTES // 6) + b"\r\n",
+    ],
+    ids=["path", "header", "headers", "trailers"],
+)
+async def test_a_head_over_the_limit_is_refused_although_it_comes_in_one_piece(metrics: Metrics, start: bytes) -> None:
+    connection, transport = connect_without_network(metrics)
+    connection.data_received(start)
+    check_refusal(b"".join(transport.written), 431, "head_too_large", metrics)
+    assert transport.is_closing()
+
+
 async def test_a_head_of_almost_the_limit_a_large_body_and_many_small_chunks_are_read(port: int) -> None:
     sent = head("GET /", f"X: {'x' * (MAX_HEAD_BYTES - 100)}")
     sent += head("POST /", f"Content-Length: {10 * MAX_HEAD_BYTES}") + bytes(10 * MAX_HEAD_BYTES)
@@ -174,7 +217,27 @@ async def test_a_head_of_almost_the_limit_a_large_body_and_many_small_chunks_are
     assert third == b"POST / " + b"a" * MAX_HEAD_BYTES
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT"], ids=["none", "half"])
+async def test_a_connection_that_asks_nothing_is_closed_without_a_word(
+    port: int, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    assert await be_refused(port) == b""
+    assert count(metrics) == {}
+
+
+async def test_after_an_early_answer_and_the_rest_of_its_body_silence_is_no_request(
+    port: int, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    async with connect(port) as (reader, writer):
+        await send(writer, head("POST /early", "Content-Length: 10"))
+        assert await read_answer(reader) == b"POST /early "
+        await send(writer, b"x" * 10)
+        assert await reader.read() == b""
+    assert count(metrics) == {}
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"GET / HT"], ids=["empty line", "half"])
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_a_head_that_does_not_come_is_given_up(
     port: int, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, sent: bytes, is_first: bool
@@ -184,7 +247,7 @@ async def test_a_head_that_does_not_come_is_given_up(
         if not is_first:
             writer.write(head("GET /"))
             assert await read_answer(reader) == b"GET / "
-        writer.write(sent or b"\r\n")
+        writer.write(sent)
         text = await reader.read()
     check_refusal(text, 408, "request_timeout", metrics)
 
@@ -234,6 +297,26 @@ async def test_after_a_refused_request_another_connection_is_served(port: int) -
 async def test_what_follows_a_request_in_hand_does_not_answer_for_it(port: int, metrics: Metrics) -> None:
     sent = head("POST /slow", "Content-Length: 1") + b"x" + b"\0\0\0"
     assert await ask(port, sent, num_answers=1) == [b"POST /slow x"]
+    assert count(metrics) == {}
+
+
+@pytest.mark.parametrize("num_waiting", [0, 1, 2])
+@pytest.mark.parametrize(
+    "rest",
+    [b"zz\r\n", b"1;" + b"x" * MAX_HEAD_BYTES, b"0\r\nX: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n"],
+    ids=["malformed", "chunk too large", "trailer too large"],
+)
+async def test_whole_requests_before_a_broken_body_are_answered(
+    port: int, metrics: Metrics, num_waiting: int, rest: bytes
+) -> None:
+    sent = [head(f"POST /{n}", "Content-Length: 1") + b"x" for n in range(num_waiting + 1)]
+    async with connect(port) as (reader, writer):
+        writer.write(b"".join(sent) + CHUNKED + b"1\r\na\r\n" + rest)
+        writer.write(head("GET /after"))
+        found = [await read_answer(reader) for _ in sent]
+        with suppress(ConnectionResetError):  # what the service did not read any longer
+            assert await reader.read() == b""
+    assert found == [b"POST /%d x" % n for n in range(num_waiting + 1)]
     assert count(metrics) == {}
 
 

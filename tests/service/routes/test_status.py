@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.bundle import MANIFEST
+from service.bundle import open_bundle
 from service.settings import Settings
 from tests.service.conftest import Serve
 from tests.service.tiny_bundle import NAME
@@ -38,8 +37,11 @@ async def test_models_are_listed_as_openai_clients_read_them(client: httpx.Async
 
 async def test_a_model_tells_its_whole_manifest(client: httpx.AsyncClient, tiny_bundle: Path) -> None:
     body = (await client.get(f"/v1/models/{NAME}")).json()
-    manifest = json.loads((tiny_bundle / MANIFEST).read_text())
+    manifest = open_bundle(tiny_bundle).manifest.model_dump(mode="json")
     entry = (await client.get("/v1/models")).json()["data"][0]
+    written, spec = manifest.pop("spec"), body.pop("spec")
+    assert written.items() <= spec.items()
+    assert spec.keys() - written.keys() == {"explanation"}  # a default, which the file leaves out
     assert body == manifest | entry | {"created": entry["created"]}
 
 

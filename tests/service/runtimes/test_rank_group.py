@@ -94,6 +94,15 @@ def test_a_rank_sees_no_setting_of_the_service(group: RankGroup, monkeypatch: py
     assert b"RANK=1" in environment.split(b"\0")
 
 
+def test_ranks_talk_over_the_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    group = start_group()
+    variables = Path(f"/proc/{group.processes[0].pid}/environ").read_bytes().split(b"\0")
+    group.close()
+    assert {b"MASTER_ADDR=127.0.0.1", b"GLOO_SOCKET_IFNAME=lo", b"NCCL_SOCKET_IFNAME=lo"} <= set(variables)
+    assert sum(variable.startswith(b"NCCL_SOCKET_IFNAME=") for variable in variables) == 1
+
+
 def test_closing_ends_every_rank_and_thread(group: RankGroup) -> None:
     group.close()
     assert [process.returncode for process in group.processes] == [-9, -9]

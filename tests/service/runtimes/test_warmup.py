@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.collate import LENGTHS
+from service.errors import BundleError
 from service.runtimes import warmup
 from service.runtimes.warmup import RUNS_PER_STREAM, find_max_batch, find_num_streams, fit_length, warm_up
 from service.sample import Arrays
@@ -161,19 +162,67 @@ def test_a_cache_that_cannot_be_written_only_warns(
     assert (record.levelname, "the next start measures again" in record.getMessage()) == ("WARNING", True)
 
 
+class SmallRuntime(ScriptedRuntime):
+    """Has memory for so many samples in a batch."""
+
+    device = "cuda:0"
+
+    def __init__(self, most: int, words: str = "CUDA out of memory") -> None:
+        super().__init__({1: 1.0, 2: 1.4, 4: 2.0, 8: 3.0, 12: 4.0})
+        self.most, self.words = most, words
+
+    def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        found = super().run(inputs, outputs)
+        if self.sizes[-1] > self.most:
+            raise RuntimeError(self.words)
+        return found
+
+
+@pytest.fixture
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "name_gpu", lambda index: f"GPU {index}")
+
+
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (3, 2), (4, 4), (11, 8)])
+def test_the_cap_is_a_batch_that_fits_into_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, most: int, expected: int
+) -> None:
+    runtime = SmallRuntime(most)
+    assert find(monkeypatch, runtime, tmp_path) == expected
+    assert sum(size > most for size in runtime.sizes) == 1, "what does not fit is tried once"
+    (record,) = caplog.records
+    assert f"at most {expected} run there" in record.getMessage()
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_memory_for_not_even_one_sample_refuses_the_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="memory of cuda:0 ran out with 1 samples in a batch"):
+        find(monkeypatch, SmallRuntime(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_another_fault_while_measuring_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="another fault"):
+        find(monkeypatch, SmallRuntime(4, "another fault"), tmp_path)
+
+
 # Streams
 
 
 class Streams:
-    """Batches of a second each; so many in flight take this share of their time one after another."""
+    """Batches of a second each; so many in flight take this share of their time one after another; `most` fit."""
 
-    def __init__(self, shares: Mapping[int, float]) -> None:
-        self.shares = shares
+    def __init__(self, shares: Mapping[int, float], most: int = 3) -> None:
+        self.shares, self.most = shares, most
         self.now = 0.0
         self.numbers: list[int] = []
 
     def run_together(self, number: int, run: Callable[[], object]) -> None:
         self.numbers.append(number)
+        if number > self.most:
+            raise MemoryError
         self.now += self.shares[number] * number * RUNS_PER_STREAM
         run()
 
@@ -195,6 +244,19 @@ def test_the_fewest_streams_that_are_nearly_as_fast_are_used(
     streams = Streams(shares)
     assert find_streams(monkeypatch, streams, tmp_path) == expected
     assert sorted(set(streams.numbers)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (2, 2)])
+def test_no_more_streams_than_fit_into_memory_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int, expected: int
+) -> None:
+    streams = Streams({1: 1.0, 2: 0.7, 3: 0.5}, most=most)
+    assert find_streams(monkeypatch, streams, tmp_path) == expected
+
+
+def test_memory_for_not_even_one_stream_refuses_the_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="ran out with 1 batches of 4 samples at a time"):
+        find_streams(monkeypatch, Streams({1: 1.0}, most=0), tmp_path)
 
 
 def test_the_number_of_streams_is_remembered_for_this_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -248,6 +310,12 @@ def test_every_bucket_runs_in_the_batches_that_the_batcher_makes_of_it() -> None
     example = {"features": np.zeros((2, 5, 1), np.float32), LENGTHS: np.array([5, 3])}
     warm_up(runtime, example, outputs=("logits",), max_batch=4, buckets=(4, 8, 100))
     assert runtime.shapes == [(1, 4, 1), (2, 4, 1), (4, 4, 1), (1, 8, 1), (2, 8, 1), (1, 100, 1)]
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_a_batch_that_does_not_fit_before_the_first_request_is_named() -> None:
+    with pytest.raises(BundleError, match="memory of cuda:0 ran out with a batch of 4 samples;"):
+        warm_up(SmallRuntime(3), EXAMPLE, outputs=("logits",), max_batch=12, buckets=())
 
 
 @pytest.mark.parametrize(

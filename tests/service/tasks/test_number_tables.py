@@ -169,8 +169,21 @@ def test_damaged_tables_give_numbers_or_invalid_input() -> None:
         b";" * 10_000_000,
         b"1 " * 5_000_000,
         b"1\t1\n" * 90_000 + b"1\t" * 4_000_000,
+        ("1," * 5_000_000).encode("utf-16"),
+        ("1\u2003" * 5_000_000).encode(),
     ],
-    ids=["rows", "empty lines", "other ends", "comments", "one row", "empty cells", "blanks", "tabs"],
+    ids=[
+        "rows",
+        "empty lines",
+        "other ends",
+        "comments",
+        "one row",
+        "empty cells",
+        "blanks",
+        "tabs",
+        "UTF-16",
+        "wide blanks",
+    ],
 )
 def test_a_table_of_millions_of_parts_is_refused_quickly(body: bytes) -> None:
     started = time.thread_time()
@@ -181,6 +194,11 @@ def test_a_table_of_millions_of_parts_is_refused_quickly(body: bytes) -> None:
 def test_tables_up_to_the_limits_are_read() -> None:
     assert read_text_table(b"1 2\r\n" * 99_000).values.shape == (99_000, 2)
     assert read_text_table((b" " * 50 + b"1") * 20_000).values.shape == (1, 20_000)  # blanks are no cells
+
+
+def test_a_table_in_utf_16_may_have_as_many_characters_as_in_utf_8() -> None:
+    text = "0.123456789,1.5\n" * 90_000 + "1,2" + "0" * 4_000_000
+    assert read_text_table(text.encode("utf-16")).values.shape == (90_001, 2)
 
 
 @pytest.mark.parametrize("body", [b"PK\3\4" + bytes(100), b"MATLAB 5.0 MAT-file" + bytes(100), bytes(10)])
