@@ -5,21 +5,20 @@ whether to cluster, and its rounds, unrolled in every layer, took the compiler l
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._inductor import aoti_compile_and_package
 from torch._inductor.package.package import load_package
 from torch.export import Dim, ExportedProgram
 
 from benchmarks.machine import processor
+from export.clustered_operator import replaced_operators
 from export.plan import Plan
-from models.clustered_attention import ClusteredAttention, attend
+from models.clustered_attention import attend
 from models.clustering import Metric
 from service.runtimes.warmup import MAX_STREAMS
 
@@ -44,7 +43,7 @@ def compile_program(plan: Plan, device: torch.device, folder: Path) -> Any:
     varying = tuple(
         {axis: Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in plan.inputs
     )
-    with torch.no_grad(), _with_operators(plan.program):
+    with torch.no_grad(), replaced_operators(plan.program, _call):
         exported = torch.export.export(plan.program, example, dynamic_shapes=varying)
     package = folder / f"compiled-{_fingerprint(exported, device)}.pt2"
     if not package.exists():
@@ -55,20 +54,6 @@ def compile_program(plan: Plan, device: torch.device, folder: Path) -> Any:
     # A runner is what one call uses at a time: as many as there are batches in flight.
     device_index = device.index if device.type == "cuda" else -1
     return load_package(str(package), num_runners=MAX_STREAMS, device_index=device_index)
-
-
-@contextmanager
-def _with_operators(program: nn.Module) -> Iterator[None]:
-    """Let every clustered attention be one operator in what is exported; it computes as before."""
-    attentions = [module for module in program.modules() if isinstance(module, ClusteredAttention)]
-    computing = [attention.operator for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.operator = _call
-        yield
-    finally:
-        for attention, operator in zip(attentions, computing, strict=True):
-            attention.operator = operator
 
 
 def _call(  # noqa: PLR0917 - the operator's inputs

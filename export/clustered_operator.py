@@ -7,7 +7,7 @@ standard operators. Stock ONNX Runtime runs the function. A session that has the
 Deliberately absent: causal attention and several bodies in one program, as no exported model has either.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,14 +68,27 @@ def as_operators(model: nn.Module) -> Iterator[Settings | None]:
                 "all of them; use the same settings in all layers"
             )
         settings = of_this
+    with replaced_operators(model, _emit):
+        yield settings
+
+
+@contextmanager
+def replaced_operators(model: nn.Module, operator: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Let every clustered attention of a model call something else until the block ends.
+
+    Args:
+        model: that holds them.
+        operator: with the call of `attend`.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, ClusteredAttention)]
     computing = [attention.operator for attention in attentions]
     try:
         for attention in attentions:
-            attention.operator = _emit
-        yield settings
-    finally:
-        for attention, operator in zip(attentions, computing, strict=True):
             attention.operator = operator
+        yield
+    finally:
+        for attention, former in zip(attentions, computing, strict=True):
+            attention.operator = former
 
 
 def make_body(settings: Settings, *, opset: int) -> onnx.FunctionProto:

@@ -37,9 +37,9 @@ RECIPE = Recipe(
         data=(
             "ABIDE I (Di Martino et al., Mol Psychiatry 2014) as binary graphs on AAL-116, density 0.20 (Lanciano, "
             "Bonchi, Gionis, KDD 2020; github.com/tlancian/contrast-subgraph @ e34d72a), 729 subjects of 20 sites. "
-            "test_dev is fold 0 of five, 146 subjects that were never trained on and for which nothing was chosen; "
-            "valid is every tenth of the others, the rest is trained on. Settings were chosen on folds 1 to "
-            "4, without fold 0"
+            "test_dev is fold 0 of five, 146 subjects that were never trained on; valid is every tenth of the others, "
+            "the rest is trained on. Settings were chosen on folds 1 to 4, without fold 0; its figures were known, "
+            "though, when the kind of the encoder was chosen"
         ),
         data_license=(
             "ABIDE I: unrestricted for NON-COMMERCIAL research use (policy of the International Neuroimaging "
